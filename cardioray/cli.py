@@ -1,0 +1,398 @@
+"""The command line: each command parses, builds a config and calls one function."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+import yaml
+from rich.console import Console
+from rich.markup import escape
+
+from cardioray.cli_serving import commands as serving_commands
+
+app = typer.Typer(
+    name="cardioray",
+    help="Cardiac-imaging models on Ray: prepare, train, compare, evaluate, serve. "
+    "Not for clinical use.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+)
+data_app = typer.Typer(help="Look at data and prepare it.", no_args_is_help=True)
+phantom_app = typer.Typer(help="Make synthetic studies whose truth is known.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(phantom_app, name="phantom")
+app.add_typer(serving_commands)
+
+console = Console()
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="SECTION.KEY=VALUE", help="A setting, as in `--set train.batch_size=64`."
+    ),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="YAML file with settings; --set wins over it.")
+]
+PatientFrom = Annotated[
+    str | None,
+    typer.Option(
+        help="Regular expression over file names whose first group is the patient, for data that "
+        "does not name patients otherwise."
+    ),
+]
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help="Task, such as `ffr` or `image`.")]
+Shared = Annotated[
+    bool,
+    typer.Option("--shared-storage", help="Every node of the cluster mounts the local folders."),
+]
+RuntimeName = Annotated[
+    Literal["auto", "openvino", "torch"],
+    typer.Option(help="What runs the network; auto is OpenVINO on a CPU."),
+]
+Precision = Annotated[
+    Literal["auto", "bf16", "fp32"],
+    typer.Option(help="auto is bf16 where the hardware computes it."),
+]
+
+
+def main() -> None:
+    """Entry point: an error of the user's is one message, not a trace."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("cardioray").setLevel(logging.INFO)
+    try:
+        app()
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False)
+        sys.exit(1)
+
+
+@app.command()
+def doctor(
+    connect: Annotated[bool, typer.Option("--connect", help="Ask a running cluster too.")] = False,
+) -> None:
+    """Check this machine: versions, devices, Ray, and what is missing.
+
+    Exits with 1 when the main job could not run.
+
+    Example: `cardioray doctor`
+    """
+    from cardioray.doctor import diagnose, print_diagnosis
+
+    diagnosis = diagnose(connect=connect)
+    print_diagnosis(diagnosis)
+    if not diagnosis.ok:
+        raise typer.Exit(1)
+
+
+@phantom_app.command("angiogram")
+def phantom_angiogram(
+    out: Annotated[str, typer.Argument(help="Empty folder or s3:// prefix.")],
+    patients: Annotated[int, typer.Option(min=1, help="Patients to draw.")] = 60,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    preset: Annotated[str, typer.Option(help="Difficulty: clear, standard or hard.")] = "standard",
+    folder_per_class: Annotated[
+        bool, typer.Option(help="Write {train,test}/{FFRH,FFRL}/ folders.")
+    ] = False,
+) -> None:
+    """Draw coronary angiograms whose FFR is known.
+
+    Example: `cardioray phantom angiogram phantoms --patients 60 --seed 1 --preset clear`
+    """
+    from rich.progress import Progress
+
+    from cardioray.phantoms.angiogram import PRESETS, write_angiograms
+
+    with Progress(console=console) as progress:
+        bar = progress.add_task("drawing patients", total=patients)
+        manifest = write_angiograms(
+            out,
+            patients,
+            seed=seed,
+            config=PRESETS.get(preset),
+            folder_per_class=folder_per_class,
+            on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    counts = manifest.groupby("label")["patient_id"].nunique().to_dict()
+    console.print(f"{len(manifest)} frames of {patients} patients in {out}: {counts}")
+
+
+@data_app.command("check")
+def data_check(
+    task: TaskName,
+    data: Annotated[str, typer.Argument(help="Manifest file or folder; local or s3://.")],
+    patient_from: PatientFrom = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """Count, read and cross-check a data set; exits with 1 on an error.
+
+    Example: `cardioray data check ffr phantoms`
+    """
+    from cardioray.data.check import check_manifest, print_report
+
+    built = _run_config(task, config_file, settings).task
+    manifest = built.read_manifest(data, patient_from)
+    report = check_manifest(
+        manifest, built.targets[0], splits=built.split, frames=built.settings.frames
+    )
+    print_report(report, console)
+    if report.errors:
+        raise typer.Exit(1)
+
+
+@data_app.command("prepare")
+def data_prepare(
+    task: TaskName,
+    data: Annotated[str, typer.Argument(help="Manifest file or folder; local or s3://.")],
+    out: Annotated[str, typer.Option(help="Where shards go; local or s3://.")],
+    max_bad: Annotated[float, typer.Option(help="Largest share of unreadable files.")] = 0.01,
+    patient_from: PatientFrom = None,
+    shared_storage: Shared = False,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """Decode, crop and resize a data set once, into shards that every training reads.
+
+    Example: `cardioray data prepare ffr phantoms --out shards --set preprocess.image_size=224`
+    """
+    run = _run_config(task, config_file, settings)
+    shards = _prepare(run, data, out, patient_from, max_bad, shared_storage)
+    console.print(
+        f"{shards.index.num_samples} samples in {out}; {shards.index.num_bad} files in quarantine."
+    )
+
+
+@app.command()
+def train(
+    task: TaskName,
+    data: Annotated[str, typer.Option(help="Data set, or shards made from it.")],
+    out: Annotated[str, typer.Option(help="Folder or prefix of runs.")] = "runs",
+    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    max_bad: Annotated[float, typer.Option(help="Largest share of unreadable files.")] = 0.01,
+    patient_from: PatientFrom = None,
+    shared_storage: Shared = False,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """Train one model and make a bundle of it; the same command resumes a run that was killed.
+
+    Example: `cardioray train ffr --data phantoms --out runs --set model.backbone=densenet121`
+    """
+    from cardioray.training.single import train_bundle
+
+    run = _run_config(task, config_file, settings, shared_storage)
+    shards = _shards(run, data, out, patient_from, max_bad, shared_storage)
+    bundle = train_bundle(run, shards, out, name=name, shown=_shown(run, "Training"))
+    _show_metrics(bundle)
+    console.print(f"Bundle: {bundle.path}")
+
+
+@app.command()
+def compare(
+    task: TaskName,
+    data: Annotated[str, typer.Option(help="Data set, or shards made from it.")],
+    backbones: Annotated[str, typer.Option(help="`all`, names, or wildcards.")] = "all",
+    folds: Annotated[int, typer.Option(min=2, help="Folds by patient.")] = 3,
+    out: Annotated[str, typer.Option(help="Folder or prefix of the comparison.")] = "runs/compare",
+    refits: Annotated[int, typer.Option(min=1, help="How many of the best become bundles.")] = 1,
+    search: Annotated[int, typer.Option(min=0, help="Optuna draws; 0 searches nothing.")] = 0,
+    asha: Annotated[bool, typer.Option(help="Stop weak backbones on the first fold.")] = True,
+    grace_epochs: Annotated[int, typer.Option(min=1, help="Epochs every backbone gets.")] = 4,
+    reduction_factor: Annotated[float, typer.Option(help="One in this many goes on.")] = 3.0,
+    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    max_bad: Annotated[float, typer.Option(help="Largest share of unreadable files.")] = 0.01,
+    patient_from: PatientFrom = None,
+    shared_storage: Shared = False,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """Compare backbones by cross-validation and make bundles of the best; resumes when repeated.
+
+    Example: `cardioray compare ffr --data phantoms --backbones all --folds 3 --out runs/ffr`
+    """
+    from cardioray.evaluation.leaderboard_page import print_leaderboard
+    from cardioray.tuning.compare import compare as run_comparison
+    from cardioray.tuning.settings import (
+        AshaConfig,
+        CompareConfig,
+        SearchConfig,
+        select_backbones,
+    )
+
+    run = _run_config(task, config_file, settings, shared_storage)
+    compared = CompareConfig(
+        backbones=select_backbones(backbones),
+        folds=folds,
+        asha=AshaConfig(enabled=asha, grace_epochs=grace_epochs, reduction_factor=reduction_factor),
+        search=SearchConfig(num_samples=search),
+        refits=refits,
+        max_concurrent=max_concurrent or "auto",
+        seed=run.train.seed,
+    )
+    shards = _shards(run, data, out, patient_from, max_bad, shared_storage)
+    result = run_comparison(run, shards, compared, out, shown=_shown(run, "Comparing"))
+    print_leaderboard(result.leaderboard, console)
+    for bundle in result.bundles:
+        _show_metrics(bundle)
+        console.print(f"Bundle: {bundle.path}")
+    console.print(f"Leaderboard: {out}/leaderboard.html")
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[str | None, typer.Argument(help="A bundle; or give --predictions.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data set to score the bundle on.")] = None,
+    predictions: Annotated[str | None, typer.Option(help="Anyone's predictions table.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task of --predictions.")] = None,
+    split: Annotated[str, typer.Option(help="Split to score.")] = "test",
+    out: Annotated[str | None, typer.Option(help="Folder for figures and plots.")] = None,
+    patient_from: PatientFrom = None,
+    shared_storage: Shared = False,
+    runtime: RuntimeName = "torch",
+    precision: Precision = "auto",
+    settings: Settings = None,
+) -> None:
+    """Score a bundle on files, or anyone's predictions table.
+
+    Examples: `cardioray evaluate runs/ffr/bundles/densenet121 --data phantoms`,
+    `cardioray evaluate --predictions theirs.csv --task ffr`
+    """
+    from cardioray.inference.evaluate import evaluate_bundle, evaluate_table
+
+    if (bundle is None) == (predictions is None):
+        raise ValueError("Give either a bundle (and --data) or --predictions (and --task).")
+    if predictions is not None:
+        if task is None:
+            raise ValueError("--predictions needs --task, which says what the labels mean.")
+        built = _run_config(task, None, settings).task
+        evaluate_table(predictions, built, split=split, out=out, console=console)
+        return
+    if data is None:
+        raise ValueError("Give --data, the files to score the bundle on.")
+    assert bundle is not None
+    evaluate_bundle(
+        bundle,
+        data,
+        split=split,
+        out=out,
+        patient_from=patient_from,
+        console=console,
+        shared_storage=shared_storage,
+        runtime=runtime,
+        precision=precision,
+    )
+
+
+@app.command()
+def predict(
+    bundle: Annotated[str, typer.Argument(help="A bundle.")],
+    paths: Annotated[list[str], typer.Argument(help="Files, folders or s3:// prefixes.")],
+    out: Annotated[str, typer.Option(help="Table to write: .parquet or .csv.")],
+    study_from: Annotated[
+        str | None,
+        typer.Option(help="Regular expression over file names: files with one group are a study."),
+    ] = None,
+    shared_storage: Shared = False,
+    runtime: RuntimeName = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Answer for many files with Ray Data; the same command resumes.
+
+    Example: `cardioray predict runs/ffr/bundles/densenet121 frames/ --out answers.parquet`
+    """
+    from cardioray.inference.batch import predict_files
+
+    table = predict_files(
+        bundle,
+        paths,
+        out,
+        study_from=study_from,
+        shared_storage=shared_storage,
+        console=console,
+        runtime=runtime,
+        precision=precision,
+    )
+    console.print(f"{len(table)} rows in {out}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything.")] = Path("runs/demo"),
+    settings: Settings = None,
+) -> None:
+    """Phantoms, ten backbones compared, the winner served, one request answered; then a stop.
+
+    Example: `cardioray demo --out runs/demo`
+    """
+    from cardioray import config
+    from cardioray.demo import DemoConfig, run_demo
+
+    run_demo(str(out), config.parse(DemoConfig, {}, settings or ()), console)
+
+
+def _run_config(
+    task: str, config_file: Path | None, settings: list[str] | None, shared_storage: bool = False
+) -> Any:
+    from cardioray.training.settings import RunConfig
+
+    values = yaml.safe_load(config_file.read_text()) if config_file else {}
+    overrides = list(settings or [])
+    if shared_storage:
+        overrides.append("scale.shared_storage=true")
+    return RunConfig.build(task, values, overrides)
+
+
+def _prepare(
+    run: Any, data: str, out: str, patient_from: str | None, max_bad: float, shared: bool
+) -> Any:
+    from rich.progress import Progress
+
+    from cardioray.data.pipeline import PrepareConfig, prepare
+
+    manifest = run.task.read_manifest(data, patient_from)
+    for warning in manifest.warnings:
+        console.print(f"[yellow]Warning:[/] {warning}", highlight=False)
+    with Progress(console=console) as progress:
+        bar = progress.add_task("preparing", total=len(manifest))
+        return prepare(
+            run.task,
+            manifest,
+            out,
+            PrepareConfig(max_bad=max_bad, shared_storage=shared),
+            on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+
+
+def _shards(
+    run: Any, data: str, out: str, patient_from: str | None, max_bad: float, shared: bool
+) -> Any:
+    """Shards as they are, or made from a data set below the output folder."""
+    from cardioray import storage
+    from cardioray.data.shards import ShardSet, read_index
+
+    if read_index(data) is not None:
+        return ShardSet.open(data)
+    place = storage.join(out, "shards")
+    return _prepare(run, data, place, patient_from, max_bad, shared)
+
+
+def _shown(run: Any, title: str) -> Any:
+    from cardioray.training.progress import Shown
+
+    return Shown(f"{title} {run.task.name}", run.task.monitor.name, console)
+
+
+def _show_metrics(bundle: Any) -> None:
+    metrics = bundle.json("metrics.json")
+    for target, values in metrics["targets"].items():
+        console.print(
+            f"{bundle.name}, {target} on {values['patients']} test patients: "
+            + json.dumps(values["per_study"].get("auc", values["per_study"].get("mae")))
+        )

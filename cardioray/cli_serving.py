@@ -1,0 +1,183 @@
+"""The commands around finished bundles: serve, deploy, explain, and the store of models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+commands = typer.Typer()
+models_app = typer.Typer(help="Bundles in a store, and published weights.", no_args_is_help=True)
+commands.add_typer(models_app, name="models")
+
+console = Console()
+
+ServeOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A setting of the application, as in `--set scaling.max_replicas=4`.",
+    ),
+]
+Host = Annotated[str, typer.Option(help="Address to listen on; beyond loopback needs API keys.")]
+Port = Annotated[int, typer.Option(min=1, max=65535)]
+Fast = Annotated[bool, typer.Option("--fast", help="HAProxy in front; see docs/serving.md.")]
+BundlePath = Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle; local or s3://.")]
+Store = Annotated[str, typer.Argument(metavar="STORE", help="Folder or s3:// prefix of bundles.")]
+
+
+@commands.command()
+def serve(
+    bundles: Annotated[
+        list[str], typer.Argument(metavar="BUNDLE...", help="The first of a task answers.")
+    ],
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    fast: Fast = False,
+    settings: ServeOptions = None,
+) -> None:
+    """Serve bundles over HTTP until Ctrl-C, each task at /v1/TASK.
+
+    Example: `cardioray serve runs/ffr/bundles/densenet121 --port 8000`
+    """
+    from cardioray.serve.deploy import application_settings, serve_bundles
+    from cardioray.serve.settings import ServerSettings
+
+    server = ServerSettings(host=host, port=port, mode="fast" if fast else "default")
+    serving = serve_bundles(application_settings(bundles, settings or ()), server)
+    try:
+        for task, url in serving.urls.items():
+            console.print(f"{task} answers at {url} (docs: {url}/docs)")
+        console.print("Ctrl-C stops.")
+        serving.wait()
+    finally:
+        serving.stop()
+
+
+@commands.command()
+def deploy(
+    runs: Annotated[str, typer.Argument(help="Folder or prefix of a comparison.")],
+    top: Annotated[int, typer.Option(min=1, help="How many of its best models.")] = 1,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    out: Annotated[
+        str | None, typer.Option(help="Serve config to write; by default RUNS/serve.yaml.")
+    ] = None,
+    settings: ServeOptions = None,
+) -> None:
+    """Write a Serve config from a leaderboard and deploy it on the running cluster.
+
+    The winner answers, `?model=NAME` picks another.
+
+    Example: `cardioray deploy runs/ffr --top 2`
+    """
+    from cardioray import storage
+    from cardioray.serve.deploy import application_settings, deploy_config, write_serve_config
+    from cardioray.serve.settings import ServerSettings
+
+    record = json.loads(storage.read_bytes(storage.join(runs, "leaderboard.json")))
+    paths = [row["bundle"] for row in record["rows"] if row["bundle"]]
+    if len(paths) < top:
+        raise ValueError(
+            f"{runs} has {len(paths)} bundle(s), not {top}; run the comparison again with "
+            f"--refits {top} and the same settings."
+        )
+    applications = application_settings(paths[:top], settings or ())
+    server = ServerSettings(host=host, port=port)
+    config_file = write_serve_config(applications, out or storage.join(runs, "serve.yaml"), server)
+    for task, url in deploy_config(config_file).items():
+        console.print(f"{task} answers at {url}")
+
+
+@commands.command("serve-key")
+def serve_key() -> None:
+    """Make an API key and the hash that the server's key file holds.
+
+    Example: `cardioray serve-key`
+    """
+    from cardioray.serve.auth import new_key
+
+    key, digest = new_key()
+    console.print(f"key for the client (shown once): {key}", highlight=False, soft_wrap=True)
+    console.print(f"SHA-256 for the server:          {digest}", highlight=False, soft_wrap=True)
+
+
+@commands.command()
+def explain(
+    bundle: BundlePath,
+    image: Annotated[str, typer.Argument(help="A picture or DICOM file.")],
+    method: Annotated[str, typer.Option(help="gradcam, gradcam++ or scorecam.")] = "gradcam++",
+    out: Annotated[str, typer.Option(help="PNG to write.")] = "explanation.png",
+) -> None:
+    """Show where in a picture an answer comes from.
+
+    Example: `cardioray explain runs/ffr/bundles/densenet121 frame.png --method gradcam++`
+    """
+    from cardioray import storage
+    from cardioray.predictor import load
+
+    predictor = load(bundle)
+    sample = predictor.decode(storage.read_bytes(image))[0]
+    storage.write_bytes(out, predictor.explanation(sample, method))
+    console.print(f"Wrote {out}")
+
+
+@models_app.command("list")
+def models_list(
+    store: Store, task: Annotated[str | None, typer.Option(help="Only of this task.")] = None
+) -> None:
+    """List the bundles of a store; the one in production is marked.
+
+    Example: `cardioray models list models`
+    """
+    from cardioray.model_store import list_models
+
+    table = Table("task", "model", "bundle", "created", "production")
+    for model in list_models(store, task):
+        mark = "yes" if model.in_production else ""
+        table.add_row(model.task, model.name, model.folder, model.created, mark)
+    console.print(table)
+
+
+@models_app.command("promote")
+def models_promote(store: Store, bundle: BundlePath) -> None:
+    """Put a bundle into production; servers that follow the store change to it.
+
+    Example: `cardioray models promote models runs/ffr/bundles/densenet121`
+    """
+    from cardioray.model_store import promote
+
+    model = promote(store, bundle)
+    console.print(f"In production for {model.task}: {model.folder}")
+
+
+@models_app.command("rollback")
+def models_rollback(
+    store: Store, task: Annotated[str, typer.Argument(metavar="TASK", help="Such as `ffr`.")]
+) -> None:
+    """Put the bundle that was in production before the present one back.
+
+    Example: `cardioray models rollback models ffr`
+    """
+    from cardioray.model_store import rollback
+
+    console.print(f"In production for {task}: {rollback(store, task).folder}")
+
+
+@models_app.command("convert")
+def models_convert(
+    source: Annotated[Path, typer.Argument(help="Published .pt or .pth file.")],
+    target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+) -> None:
+    """Convert published weights to safetensors; the file cannot run code while it is read.
+
+    Example: `cardioray models convert r2plus1d_18.pt r2plus1d_18.safetensors`
+    """
+    from cardioray.models.weights import convert_weights
+
+    console.print(f"{len(convert_weights(source, target))} tensors in {target}")

@@ -1,0 +1,1 @@
+"""From files as hospitals keep them to the pixels and tables a model sees."""

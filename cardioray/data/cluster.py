@@ -1,0 +1,110 @@
+"""Joining a Ray cluster, or starting one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from pathlib import Path
+
+import ray
+
+from cardioray import storage
+
+log = logging.getLogger(__name__)
+
+_PORT = "RAY_GCS_SERVER_PORT"
+
+
+def connect(num_cpus: int | None = None) -> None:
+    """Join the cluster named by RAY_ADDRESS, or start a local one; does nothing when connected.
+
+    The dashboard runs, on loopback: without its state API the CPUs of a training trial that Tune
+    stopped are never given back.
+
+    Args:
+        num_cpus: logical CPUs of a local cluster; the machine's cores by default.
+    """
+    if ray.is_initialized():
+        return
+    # A local cluster must not join another user's by way of Ray's "current cluster" file.
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address == "local":
+        hasten_training()
+        _start_local(num_cpus)
+    else:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    _tighten_token()
+
+
+def _start_local(num_cpus: int | None) -> None:
+    """Start a cluster whose own processes know its address.
+
+    Where several clusters run on one machine, a process of Ray that asks for "the" cluster fails.
+    The cleaner that gives back the CPUs of a stopped trial is one: without the address, every
+    later trial would wait for ever.
+    """
+    port = _free_port()
+    before = os.environ.get(_PORT)
+    os.environ[_PORT] = str(port)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=True,
+            runtime_env={"env_vars": {"RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}},
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    finally:
+        if before is None:
+            del os.environ[_PORT]
+        else:
+            os.environ[_PORT] = before
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def hasten_training() -> None:
+    """Take off the waits of Ray Train that one machine has no use for, unless the user set them.
+
+    The controller looks after its few workers more often, so that an epoch's checkpoint counts and
+    a lost worker is noticed earlier; nobody watches for a cloud that takes nodes back.
+    """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+
+
+def num_nodes() -> int:
+    """Nodes that are alive."""
+    return sum(bool(node["Alive"]) for node in ray.nodes())
+
+
+def require_shared(path: str, shared: bool) -> None:
+    """Refuse a local output folder on a cluster of several nodes.
+
+    Args:
+        path: where something is to be written.
+        shared: the user's word that every node sees this folder (NFS, EFS, one machine).
+
+    Raises:
+        ValueError: when the nodes could not all see it.
+    """
+    if not storage.is_remote(path) and not shared and num_nodes() > 1:
+        raise ValueError(
+            f"{path} is a folder of one machine, but this cluster has {num_nodes()} nodes: what "
+            "one of them writes the others would not see. Give an s3:// path, or pass "
+            "--shared-storage when every node mounts this folder."
+        )
+
+
+def _tighten_token() -> None:
+    # Ray writes its token readable by every user of the machine.
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    if token.is_file() and token.stat().st_uid == os.getuid():
+        token.chmod(0o600)

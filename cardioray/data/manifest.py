@@ -1,0 +1,233 @@
+"""The table of samples that everything starts from.
+
+A manifest is read from a table (CSV, Excel, Parquet), a folder per class, or a folder of DICOM
+files with a table of labels. Reading it touches no pixel; `cardioray.data.check` does.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+import pandas as pd
+
+from cardioray import storage
+from cardioray.data.frames import FrameSelection
+from cardioray.data.layouts import (
+    SPLIT_NAMES,
+    TABLE_SUFFIXES,
+    TEXT_COLUMNS,
+    as_text,
+    find_table,
+    join_dicom_labels,
+    read_class_folders,
+    read_table,
+    shown,
+)
+from cardioray.registry import unknown_name
+from cardioray.targets import Target
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The samples of a data set, one row a file or a selection of its frames.
+
+    Attributes:
+        table: columns sample_id, patient_id, source, frame (all text), the target's columns,
+            where given study_id, view and split, and whatever else the user keeps there. `frame`
+            is "" where the row leaves the choice to the settings. A row that selects several
+            frames stands for several samples, which decoding yields.
+        base: folder or prefix that relative sources start from.
+        patients_known: False when every file had to be taken for a patient of its own.
+        warnings: what the reader noticed, as sentences for the user.
+    """
+
+    table: pd.DataFrame
+    base: str
+    patients_known: bool
+    warnings: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def paths(self) -> list[str]:
+        """Full path of every row's source."""
+        return [resolve(self.base, source) for source in self.table["source"]]
+
+    @functools.cached_property
+    def content_hash(self) -> str:
+        """Hash of the rows, whatever their order: 16 hex digits.
+
+        Moving a data set with relative sources keeps it. The files are not looked at.
+        """
+        rows = json.loads(self.table.to_json(orient="records", date_format="iso"))
+        lines = sorted(json.dumps(row, sort_keys=True) for row in rows)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def resolve(base: str, source: str) -> str:
+    """Full path of a source: relative ones start from `base`; absolute and s3:// ones stay."""
+    if storage.is_remote(source) or source.startswith("/"):
+        return source
+    return storage.join(base, source)
+
+
+def read_manifest(data: str, target: Target, *, patient_from: str | None = None) -> Manifest:
+    """Read a table of samples, a folder per class, or DICOM files with a table of labels.
+
+    Args:
+        data: a .csv, .xlsx or .parquet file, or a folder; local or s3://. A folder is read by the
+            `manifest.*` in it, else by the `labels.*` in it, else by its class folders, with or
+            without train and test folders above them. A table without a column `source` labels
+            the DICOM files of its folder, by study_id or patient_id.
+        target: names the columns of the label and the spellings of its classes.
+        patient_from: regular expression searched in each file name; its group "patient", or its
+            first group, is the patient. For data that do not name the patient otherwise.
+
+    Raises:
+        ValueError: when the data are none of these, or a row is wrong; names the rows.
+    """
+    data = storage.absolute(data)  # workers of a cluster start elsewhere
+    path: str | None = data
+    if not data.lower().endswith(TABLE_SUFFIXES):
+        path = find_table(data, "manifest") or find_table(data, "labels")
+    if path is None:
+        table, warnings = read_class_folders(data, target)
+        return _finish(table, data, target, patient_from, warnings)
+    base = path.rsplit("/", 1)[0] or "/"
+    table, warnings = read_table(path, target), []
+    if "source" not in table:
+        find_patients = None
+        if patient_from is not None:
+            find_patients = functools.partial(_match_patients, pattern=patient_from)
+            patient_from = None
+        table, warnings = join_dicom_labels(table, base, find_patients)
+    return _finish(table, base, target, patient_from, warnings)
+
+
+def _finish(
+    table: pd.DataFrame, base: str, target: Target, patient_from: str | None, warnings: list[str]
+) -> Manifest:
+    """Check and complete the columns of a table however it was read."""
+    table = table.reset_index(drop=True)
+    for column in TEXT_COLUMNS:
+        if column in table:
+            table[column] = [as_text(value) for value in table[column]]
+    _refuse_rows(table["source"] == "", "no source")
+    table["frame"] = _frames(table)
+    _normalise_splits(table)
+    labelled = np.isfinite(target.encode(table))
+    if not labelled.any():
+        raise ValueError(f"No row of the manifest has a label or value for {target.name!r}.")
+    patients_known = _fill_patients(table, patient_from)
+    if not patients_known:
+        warnings.append(
+            "No patient is known, so every file counts as a patient of its own and leakage "
+            "between splits cannot be excluded. Give patient ids, or a pattern that finds them in "
+            "file names."
+        )
+    if not labelled.all():
+        warnings.append(f"{int((~labelled).sum())} row(s) without label and value are left out.")
+        table = table[labelled].reset_index(drop=True)
+    _fill_sample_ids(table)
+    first = [column for column in TEXT_COLUMNS if column in table]
+    table = table[[*first, *(column for column in table if column not in first)]]
+    return Manifest(table=table, base=base, patients_known=patients_known, warnings=tuple(warnings))
+
+
+def _refuse_rows(wrong: Iterable[bool], what: str) -> None:
+    """Raise when rows are wrong, naming the first; rows are counted from 1 below the header."""
+    rows = [index + 1 for index, is_wrong in enumerate(wrong) if is_wrong]
+    if rows:
+        raise ValueError(f"Manifest row(s) {shown(rows)}: {what}.")
+
+
+def _frames(table: pd.DataFrame) -> list[str]:
+    if "frame" not in table:
+        return [""] * len(table)
+    frames = []
+    for index, text in enumerate(table["frame"]):
+        try:
+            frames.append(str(FrameSelection.parse(text)) if text else "")
+        except ValueError as error:
+            raise ValueError(f"Manifest row {index + 1}: {error}") from None
+    return frames
+
+
+def _normalise_splits(table: pd.DataFrame) -> None:
+    if "split" not in table:
+        return
+    if (table["split"] == "").all():
+        del table["split"]
+        return
+    _refuse_rows(table["split"] == "", "no split, while other rows have one")
+    for name in table["split"].unique():
+        if name.lower() not in SPLIT_NAMES:
+            raise unknown_name("split", name, SPLIT_NAMES)
+    table["split"] = [SPLIT_NAMES[name.lower()] for name in table["split"]]
+
+
+def _fill_patients(table: pd.DataFrame, patient_from: str | None) -> bool:
+    """Complete patient_id; False when each file had to be taken for a patient of its own."""
+    if "patient_id" in table and (table["patient_id"] != "").any():
+        if patient_from is not None:
+            raise ValueError("The manifest has patient ids; leave out the patient pattern.")
+        _refuse_rows(table["patient_id"] == "", "no patient_id, while other rows have one")
+        return True
+    if patient_from is not None:
+        table["patient_id"] = _match_patients(table["source"].tolist(), patient_from)
+        return True
+    table["patient_id"] = table["source"]
+    return False
+
+
+def _match_patients(sources: list[str], pattern: str) -> list[str]:
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"Patient pattern {pattern!r} is no regular expression: {error}."
+        ) from None
+    if not expression.groups:
+        raise ValueError(
+            f"Patient pattern {pattern!r} needs a group, such as (?P<patient>P[0-9]+)_."
+        )
+    group: int | str = "patient" if "patient" in expression.groupindex else 1
+    names = [PurePosixPath(source).name for source in sources]
+    matches = [expression.search(name) for name in names]
+    failed = [n for n, m in zip(names, matches, strict=True) if m is None or not m[group]]
+    if failed:
+        raise ValueError(
+            f"Patient pattern {pattern!r} finds no patient in {len(failed)} of {len(names)} file "
+            f"names: {shown(failed)}."
+        )
+    return [match[group] for match in matches if match is not None]
+
+
+def _fill_sample_ids(table: pd.DataFrame) -> None:
+    """Complete sample_id from source and frame, and refuse one that two rows share."""
+    given = table["sample_id"] if "sample_id" in table else [""] * len(table)
+    table["sample_id"] = [
+        sample or _derived_id(source, frame)
+        for sample, source, frame in zip(given, table["source"], table["frame"], strict=True)
+    ]
+    shared = table["sample_id"].duplicated(keep=False)
+    if shared.any():
+        name = table["sample_id"][shared].iloc[0]
+        rows = [int(index) + 1 for index in np.flatnonzero(table["sample_id"] == name)]
+        source = table["source"].iloc[rows[0] - 1]
+        raise ValueError(
+            f"Manifest rows {shown(rows)} share the sample_id {name!r} (source {source!r})."
+        )
+
+
+def _derived_id(source: str, frame: str) -> str:
+    digest = hashlib.sha256(f"{source}|{frame}".encode()).hexdigest()[:10]
+    return f"{PurePosixPath(source).stem}-{digest}"

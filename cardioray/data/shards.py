@@ -1,0 +1,163 @@
+"""Prepared shards: decoded, resized uint8 arrays in Parquet, and the table that describes them.
+
+A shard set is a folder or prefix:
+
+    shards.json        written last; without it nothing below is trusted
+    samples.parquet    one row a sample: ids, source, split, targets, covariates, and `row`
+    data/part-*.parquet  the arrays: `row` and one tensor column an array
+    quarantine.csv     source, reason
+
+`row` is `part * ROWS_PER_PART + position`, so that a sample's part is known from its number.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cardioray import storage
+
+FORMAT_VERSION = 1
+ROWS_PER_PART = 1 << 20
+INDEX = "shards.json"
+SAMPLES = "samples.parquet"
+QUARANTINE = "quarantine.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardIndex:
+    """The content of shards.json.
+
+    Attributes:
+        format_version: layout of the folder.
+        task: task that decoded the files.
+        request_hash: over sources, their sizes and times, and every setting decoding depends on.
+        dataset_hash: over the decoded arrays and the samples' ids.
+        decode_settings: the settings themselves, in their written form.
+        columns: array columns and the shape of one sample; null where it varies.
+        parts: files below the folder, in order.
+        num_samples: rows in all.
+        num_bad: sources in quarantine.
+        array_bytes: size of all arrays in memory.
+        patients_known: False when every file counts as its own patient.
+        warnings: what the manifest reader wants every later step to know.
+    """
+
+    format_version: int
+    task: str
+    request_hash: str
+    dataset_hash: str
+    decode_settings: dict[str, Any]
+    columns: dict[str, list[int] | None]
+    parts: list[str]
+    num_samples: int
+    num_bad: int
+    array_bytes: int
+    patients_known: bool
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """Prepared shards, opened.
+
+    Attributes:
+        path: folder or prefix.
+        index: what shards.json says.
+        samples: the table of samples, sorted by `row`.
+    """
+
+    path: str
+    index: ShardIndex
+    samples: pd.DataFrame
+
+    @classmethod
+    def open(cls, path: str) -> ShardSet:
+        """Open a finished shard set.
+
+        Raises:
+            ValueError: when `path` holds none, or one of another format.
+        """
+        index = read_index(path)
+        if index is None:
+            raise ValueError(
+                f"{path} holds no finished shards ({INDEX} is missing). Make them with: "
+                f"cardioray data prepare TASK DATA --out {path}"
+            )
+        table = pd.read_parquet(io.BytesIO(storage.read_bytes(storage.join(path, SAMPLES))))
+        return cls(path=path, index=index, samples=table)
+
+    def files_of(self, rows: NDArray[np.int64]) -> list[str]:
+        """The part files that hold these rows, in order, as full paths."""
+        parts = np.unique(rows // ROWS_PER_PART)
+        return [storage.join(self.path, self.index.parts[part]) for part in parts]
+
+
+def read_index(path: str) -> ShardIndex | None:
+    """What shards.json says, or None when there is none.
+
+    Raises:
+        ValueError: when another version of CardioRay wrote it.
+    """
+    file = storage.join(path, INDEX)
+    if not storage.exists(file):
+        return None
+    values = json.loads(storage.read_bytes(file))
+    if values["format_version"] != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has shard format {values['format_version']}, this version reads "
+            f"{FORMAT_VERSION}; prepare the data again into an empty folder."
+        )
+    return ShardIndex(**values)
+
+
+def write_index(path: str, index: ShardIndex) -> None:
+    """Write shards.json: from here on the shards are trusted."""
+    text = json.dumps(asdict(index), indent=2)
+    storage.write_bytes(storage.join(path, INDEX), text.encode())
+
+
+def write_table(path: str, table: pd.DataFrame) -> None:
+    """Write a table as one Parquet file."""
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    storage.write_bytes(path, buffer.getvalue())
+
+
+def encode_part(arrays: dict[str, Sequence[NDArray[np.uint8]]], rows: NDArray[np.int64]) -> bytes:
+    """One part file: `row` and a tensor column an array, of one shape or ragged in the first axis.
+
+    Each column holds the flattened bytes of a sample; its shape stands beside it, so that any
+    Parquet reader can open a part and ragged clips cost no padding.
+    """
+    columns: dict[str, pa.Array] = {"row": pa.array(rows)}
+    for name, values in arrays.items():
+        columns[name] = pa.array([value.tobytes() for value in values], type=pa.large_binary())
+        shapes = [list(value.shape) for value in values]
+        columns[f"{name}_shape"] = pa.array(shapes, type=pa.list_(pa.int32()))
+    buffer = io.BytesIO()
+    # Medical grey levels barely compress; the fastest codec keeps reading near memory speed.
+    pq.write_table(pa.table(columns), buffer, compression="lz4", use_dictionary=False)
+    return buffer.getvalue()
+
+
+def decode_part(table: pa.Table, names: Sequence[str]) -> dict[str, list[NDArray[np.uint8]]]:
+    """The arrays of (rows of) a part file, without a copy of their bytes."""
+    arrays: dict[str, list[NDArray[np.uint8]]] = {}
+    for name in names:
+        shapes = table.column(f"{name}_shape").to_pylist()
+        buffers = (value.as_buffer() for value in table.column(name))
+        arrays[name] = [
+            np.frombuffer(buffer, dtype=np.uint8).reshape(shape)
+            for buffer, shape in zip(buffers, shapes, strict=True)
+        ]
+    return arrays

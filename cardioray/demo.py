@@ -1,0 +1,197 @@
+"""The main job from beginning to end, on phantoms: what `make demo` runs.
+
+Phantom patients, ten backbones compared, the winner served, a real request answered over HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pandas as pd
+from rich.console import Console
+from rich.progress import Progress
+
+from cardioray import config
+from cardioray.data import cluster
+from cardioray.data.pipeline import PrepareConfig, prepare
+from cardioray.evaluation.leaderboard_page import print_leaderboard
+from cardioray.phantoms.angiogram import PRESETS, write_angiograms
+from cardioray.predictor import load
+from cardioray.serve.deploy import application_settings, serve_bundles
+from cardioray.serve.settings import ServerSettings
+from cardioray.training.progress import Shown
+from cardioray.training.settings import RunConfig
+from cardioray.tuning.compare import Comparison, compare
+from cardioray.tuning.settings import AshaConfig, CompareConfig, select_backbones
+
+
+@config.config
+class DemoConfig:
+    """Size of the demo.
+
+    Attributes:
+        patients: phantom patients.
+        preset: difficulty of the phantoms.
+        image_size: side in px of what the networks see; Inception networks need 75.
+        epochs: most epochs a training.
+        batch_size: pictures a step.
+        learning_rate: peak rate of the one-cycle schedule.
+        backbones: which of the ten.
+        folds: folds of the comparison.
+        grace_epochs: epochs every backbone gets before ASHA may stop it.
+        seed: of everything.
+        shuffle_labels: give every patient another one's label, so that nothing can be learned.
+    """
+
+    patients: int = 160
+    preset: str = "clear"
+    image_size: int = 80
+    epochs: int = 6
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    backbones: str = "all"
+    folds: int = 2
+    grace_epochs: int = 2
+    seed: int = 7
+    shuffle_labels: bool = False
+
+
+def run_demo(out: str, settings: DemoConfig, console: Console) -> dict[str, Any]:
+    """Run the whole way and leave everything in `out`; a second call only serves again.
+
+    Returns:
+        The answer that the served winner gave over HTTP.
+    """
+    started = time.monotonic()
+
+    def say(text: str) -> None:
+        console.rule(f"[bold]{text}[/] ({time.monotonic() - started:.0f} s)", align="left")
+
+    root = Path(out).expanduser().resolve()
+    say(f"1. {settings.patients} phantom patients, preset {settings.preset!r}")
+    manifest = _phantoms(root, settings, console)
+    say("2. Shards: decode and resize once")
+    run = _run_config(settings)
+    cluster.connect()
+    data = run.task.read_manifest(str(manifest), None)
+    with Progress(console=console) as progress:
+        bar = progress.add_task("preparing", total=len(data))
+        shards = prepare(
+            run.task,
+            data,
+            str(root / "shards"),
+            PrepareConfig(),
+            on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    say("3. Compare backbones: ASHA on the first fold, survivors on all")
+    comparison = compare(
+        run,
+        shards,
+        CompareConfig(
+            backbones=select_backbones(settings.backbones),
+            folds=settings.folds,
+            asha=AshaConfig(grace_epochs=settings.grace_epochs),
+            seed=settings.seed,
+        ),
+        str(root / "compare"),
+        shown=Shown("Comparing", run.task.monitor.name, console),
+    )
+    print_leaderboard(comparison.leaderboard, console)
+    _print_held_out(comparison, console)
+    say("4. Serve the winner and ask it over HTTP")
+    answer = _serve_and_ask(comparison, root, console)
+    say("Done")
+    console.print(f"Leaderboard: {root / 'compare' / 'leaderboard.html'}")
+    console.print(f"Bundle:      {comparison.bundles[0].path}")
+    console.print(f"Serve again: cardioray serve {comparison.bundles[0].path}")
+    return answer
+
+
+def _phantoms(root: Path, settings: DemoConfig, console: Console) -> Path:
+    """Draw the patients; gives the manifest."""
+    folder = root / "phantoms"
+    with Progress(console=console) as progress:
+        bar = progress.add_task("drawing patients", total=settings.patients)
+        table = write_angiograms(
+            str(folder),
+            settings.patients,
+            seed=settings.seed,
+            config=PRESETS.get(settings.preset),
+            on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    if not settings.shuffle_labels:
+        return folder
+    shuffled = folder / "manifest-shuffled.csv"
+    _shuffle_labels(table, settings.seed).to_csv(shuffled, index=False)
+    return shuffled
+
+
+def _shuffle_labels(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Every patient with the FFR and label of one drawn without replacement."""
+    patients = table.drop_duplicates("patient_id").set_index("patient_id")[["ffr", "label"]]
+    drawn = patients.sample(frac=1, random_state=seed)
+    drawn.index = patients.index
+    return table.drop(columns=["ffr", "label"]).join(drawn, on="patient_id")
+
+
+def _run_config(settings: DemoConfig) -> RunConfig:
+    values = {
+        "preprocess": {"image_size": settings.image_size},
+        # From scratch on purpose: the demo gives the same figures with and without internet.
+        "model": {"pretrained": "none"},
+        "train": {
+            "epochs": settings.epochs,
+            "batch_size": settings.batch_size,
+            "learning_rate": settings.learning_rate,
+            "seed": settings.seed,
+        },
+    }
+    return RunConfig.build("ffr", values)
+
+
+def _print_held_out(comparison: Comparison, console: Console) -> None:
+    bundle = comparison.bundles[0]
+    figures = bundle.json("metrics.json")["targets"]["ffr"]
+    auc = figures["per_study"]["auc"]
+    console.print(
+        f"The winner, {bundle.name}, trained again and scored once on {figures['patients']} "
+        f"held-out phantom patients: AUC {auc['value']:.3f} "
+        f"(95 % interval {auc['low']:.3f} to {auc['high']:.3f}).",
+        highlight=False,
+    )
+
+
+def _serve_and_ask(comparison: Comparison, root: Path, console: Console) -> dict[str, Any]:
+    """Deploy the winner, send it all frames of one held-out patient, and stop."""
+    bundle = comparison.bundles[0]
+    predictions = pd.read_parquet(bundle.path / "predictions.parquet")
+    test = predictions[predictions["split"] == "test"]
+    frames = test[test["patient_id"] == test["patient_id"].iloc[0]]["source"].unique()
+    files = [("files", (root / "phantoms" / source).read_bytes()) for source in frames]
+    server = ServerSettings(port=_free_port())
+    serving = serve_bundles(application_settings([str(bundle.path)]), server)
+    try:
+        url = serving.urls["ffr"]
+        response = httpx.post(url, files=files, timeout=60.0)
+        response.raise_for_status()
+        answer: dict[str, Any] = response.json()
+    finally:
+        serving.stop()
+    console.print(f"POST {url} with {len(files)} frames answered {response.status_code}:")
+    console.print_json(json.dumps(answer))
+    in_python = load(str(bundle.path)).predict([data for _, data in files])
+    difference = abs(in_python["ffr"]["probability"] - answer["ffr"]["probability"])
+    console.print(f"cardioray.load(...).predict gives the same to {difference:.1e}.")
+    return answer
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

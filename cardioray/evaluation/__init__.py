@@ -1,0 +1,1 @@
+"""Scoring of a predictions table: figures with intervals, operating points, leaderboards."""

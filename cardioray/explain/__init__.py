@@ -1,0 +1,1 @@
+"""Where in a picture the evidence for an answer lies."""

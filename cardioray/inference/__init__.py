@@ -1,0 +1,1 @@
+"""Many files at once on a cluster: answers for new ones, figures for labelled ones."""

@@ -1,0 +1,338 @@
+"""Answers for many files: one row a study, spread over the cluster, resumable.
+
+Beside the table stand `<out>.quarantine.csv`, the files that could not be read, and
+`<out>.parts/`, what a killed run has finished.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import Progress
+
+import cardioray
+from cardioray import config, storage
+from cardioray.bundle import open_bundle
+from cardioray.data import cluster
+from cardioray.data.frames import FrameSelection
+from cardioray.data.layouts import TABLE_SUFFIXES, as_text, find_table, read_table, shown
+from cardioray.data.manifest import resolve
+from cardioray.data.shards import write_table
+from cardioray.inference.actors import (
+    Loading,
+    Precision,
+    PredictorActor,
+    RuntimeName,
+    SourceFile,
+    run_on_actors,
+    write_quarantine,
+)
+from cardioray.predictor import MAX_BATCH, ModelOutputs, Predictor
+from cardioray.targets import Target
+from cardioray.tasks.base import DecodedSample
+
+# A part is what a killed run may have to do again, and what an actor gets at a time.
+FILES_PER_PART = 64
+RECORD = "complete.json"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Files that get one answer.
+
+    Attributes:
+        study_id: from the table, the pattern, or the path of the only file.
+        files: in a fixed order.
+    """
+
+    study_id: str
+    files: tuple[SourceFile, ...]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some studies, and the file that holds their answers once it exists."""
+
+    path: str
+    studies: tuple[Study, ...]
+
+    @property
+    def num_files(self) -> int:
+        return sum(len(study.files) for study in self.studies)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> _Part:
+        values = json.loads(text)
+        studies = (
+            Study(study["study_id"], tuple(SourceFile(**file) for file in study["files"]))
+            for study in values["studies"]
+        )
+        return cls(values["path"], tuple(studies))
+
+
+def predict_files(
+    bundle: str,
+    paths: Sequence[str],
+    out: str,
+    *,
+    study_from: str | None = None,
+    shared_storage: bool = False,
+    console: Console | None = None,
+    runtime: RuntimeName = "auto",
+    precision: Precision = "auto",
+) -> pd.DataFrame:
+    """Answer for every study of some files as `Predictor.predict` would, and write a table.
+
+    The same call goes on where a killed one was; with unchanged files and bundle it does nothing.
+    A study of which some files cannot be read is answered from the others, with a warning.
+
+    Args:
+        bundle: local directory or s3:// prefix.
+        paths: files, folders, s3:// prefixes, or tables with a column `source` (and `study_id` or
+            `patient_id`, `frame`). A folder is read by the `manifest.*` in it where it has one.
+        out: the table to write, .parquet or .csv.
+        study_from: regular expression searched in each file name; files with the same group
+            "study", or first group, are one study. By default each file is one.
+        shared_storage: every node of the cluster mounts the local folders.
+        console: where progress is shown.
+        runtime: as in `Predictor`.
+        precision: as in `Predictor`.
+
+    Returns:
+        One row a study that could be answered, by study_id: `study_id`, `sources`, the fields of
+        each target as `<target>_<field>`, `frames`, `model`, `bundle`, `warnings`. Lists are JSON.
+
+    Raises:
+        ValueError: when there is no file, none can be read, or a pattern or table is at fault.
+    """
+    if not out.endswith((".parquet", ".csv")):
+        raise ValueError(f"--out {out}: the table is a .parquet or .csv file.")
+    cluster.connect()
+    bundle, out = storage.absolute(bundle), storage.absolute(out)
+    inputs = [storage.absolute(path) for path in paths]
+    for path in (bundle, out, *inputs):
+        cluster.require_shared(path, shared_storage)
+    with tempfile.TemporaryDirectory(prefix="cardioray-predict-") as scratch:
+        predictor = Predictor(open_bundle(bundle, Path(scratch)), network=False)
+        target, identity = predictor.task.targets[0], predictor.bundle.identity
+    studies = find_studies(inputs, study_from, target, out)
+    settings = [cardioray.__version__, identity, runtime, precision]
+    parts = _plan(studies, settings, f"{out}.parts")
+    _run(parts, Loading(bundle, runtime, precision), f"{out}.parts", console or Console())
+    return _collect(parts, out)
+
+
+def find_studies(
+    paths: Sequence[str], study_from: str | None, target: Target, out: str
+) -> list[Study]:
+    """The studies of some absolute paths, by study_id; see `predict_files`.
+
+    Raises:
+        ValueError: when a path does not exist or holds no file, or a pattern or table is at fault.
+    """
+    grouped: dict[str, dict[SourceFile, None]] = {}
+    for path in paths:
+        rows = list(_rows_of(path, target, out))
+        if not rows:
+            raise ValueError(f"{path} holds no file to answer for.")
+        for study, file in rows:
+            if study_from is not None and study:
+                raise ValueError(f"{path} names its studies; leave out the study pattern.")
+            name = study or (_match_study(file, study_from) if study_from else file.path)
+            grouped.setdefault(name, {})[file] = None
+    return [Study(name, tuple(files)) for name, files in sorted(grouped.items())]
+
+
+def _rows_of(path: str, target: Target, out: str) -> Iterator[tuple[str, SourceFile]]:
+    """Study ("" where nothing names it) and file of everything that a path stands for."""
+    table: str | None = path if path.lower().endswith(TABLE_SUFFIXES) else None
+    files = [path]
+    if table is None:
+        if not storage.exists(path):
+            raise ValueError(f"{path} does not exist.")
+        if storage.is_remote(path):
+            files = storage.list_files(path) or files
+        elif Path(path).is_dir():
+            files = storage.list_files(path)
+        if files != [path]:
+            table = find_table(path, "manifest")
+    if table is not None:
+        yield from _table_rows(table, target)
+        return
+    for file in files:
+        # Not what an earlier run left in the folder of its own input.
+        if not file.lower().endswith(TABLE_SUFFIXES) and not file.startswith(f"{out}."):
+            yield "", SourceFile(file)
+
+
+def _table_rows(path: str, target: Target) -> Iterator[tuple[str, SourceFile]]:
+    table = read_table(path, target)
+    if "source" not in table:
+        raise ValueError(f"{path} has no column source, only {', '.join(table.columns)}.")
+    study = next((name for name in ("study_id", "patient_id") if name in table), None)
+    base = path.rsplit("/", 1)[0] or "/"
+    for number, row in enumerate(table.to_dict("records"), start=1):
+        source, frames = as_text(row["source"]), as_text(row.get("frame"))
+        if not source:
+            raise ValueError(f"{path}, row {number}: no source.")
+        try:
+            selection = str(FrameSelection.parse(frames)) if frames else ""
+        except ValueError as error:
+            raise ValueError(f"{path}, row {number}: {error}") from None
+        name = as_text(row[study]) if study else ""
+        yield name, SourceFile(resolve(base, source), selection)
+
+
+def _match_study(file: SourceFile, pattern: str) -> str:
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"Study pattern {pattern!r} is no regular expression: {error}.") from None
+    if not expression.groups:
+        raise ValueError(
+            f"Study pattern {pattern!r} needs a group, such as (?P<study>S[0-9]+)_[0-9]+."
+        )
+    match = expression.search(PurePosixPath(file.path).name)
+    group: int | str = "study" if "study" in expression.groupindex else 1
+    if match is None or not match[group]:
+        raise ValueError(f"Study pattern {pattern!r} finds no study in {file.path}.")
+    return match[group]
+
+
+def _plan(studies: Sequence[Study], settings: list[str], folder: str) -> list[_Part]:
+    """Parts of about FILES_PER_PART files, named by everything that their answers depend on."""
+    paths = sorted({file.path for study in studies for file in study.files})
+    prints = dict(zip(paths, storage.fingerprints(paths), strict=True))
+    parts: list[_Part] = []
+    waiting: list[Study] = []
+    for number, study in enumerate(studies, start=1):
+        waiting.append(study)
+        if sum(len(s.files) for s in waiting) < FILES_PER_PART and number < len(studies):
+            continue
+        files = [[s.study_id, f.path, f.frames, prints[f.path]] for s in waiting for f in s.files]
+        name = f"part-{len(parts):05d}-{config.digest([settings, files])}.parquet"
+        parts.append(_Part(storage.join(folder, name), tuple(waiting)))
+        waiting = []
+    return parts
+
+
+def _run(parts: Sequence[_Part], loading: Loading, folder: str, console: Console) -> None:
+    present = set(storage.list_files(folder)) if storage.exists(folder) else set()
+    pending = [part for part in parts if part.path not in present]
+    total = sum(part.num_files for part in parts)
+    with Progress(console=console) as progress:
+        bar = progress.add_task("answering", total=total)
+        progress.update(bar, completed=total - sum(part.num_files for part in pending))
+        if pending:
+            chunks = [part.to_json() for part in pending]
+            for finished in run_on_actors(_AnswerPart, loading, chunks):
+                progress.advance(bar, int(finished))
+
+
+class _AnswerPart(PredictorActor):
+    """Answers for the studies of a part and writes its file, whole or not at all."""
+
+    def __call__(self, row: Mapping[str, str]) -> dict[str, str]:
+        part = _Part.from_json(row["chunk"])
+        rows = [row for window in _windows(part.studies) for row in self._answer(window)]
+        write_table(part.path, pd.DataFrame(rows))
+        return {"result": str(part.num_files)}
+
+    def _answer(self, studies: Sequence[Study]) -> list[dict[str, Any]]:
+        """One row a study: what was read, its answer as JSON or None, and what was not read."""
+        decoded = iter(self.decode([file for study in studies for file in study.files]))
+        rows: list[dict[str, Any]] = []
+        samples: list[list[DecodedSample]] = []
+        for study in studies:
+            read, unread, found = [], [], []
+            for file in study.files:
+                result = next(decoded)
+                if isinstance(result, str):
+                    unread.append((file.path, result))
+                else:
+                    read.append(file.path)
+                    found.extend(result)
+            samples.append(found)
+            rows.append({"study_id": study.study_id, "read": read, "unread": unread})
+        everything = [sample for found in samples for sample in found]
+        outputs = self.predictor.infer(everything) if everything else None
+        start = 0
+        for row, found in zip(rows, samples, strict=True):
+            answer = None
+            if found:
+                assert outputs is not None
+                own = outputs[start : start + len(found)]
+                answer = self._answer_study(found, own, len(row["unread"]), len(row["read"]))
+            start += len(found)
+            row.update(
+                read=json.dumps(row["read"]), unread=json.dumps(row["unread"]), answer=answer
+            )
+        return rows
+
+    def _answer_study(
+        self, samples: Sequence[DecodedSample], outputs: ModelOutputs, unread: int, read: int
+    ) -> str:
+        answer = self.predictor.answer(samples, outputs)
+        if unread:
+            answer["warnings"].append(
+                f"{unread} of {read + unread} files of the study could not be read."
+            )
+        return json.dumps(answer)
+
+
+def _windows(studies: Sequence[Study]) -> Iterator[list[Study]]:
+    """Studies whose files are decoded and run together: a batch of single frames, or one cine."""
+    window: list[Study] = []
+    for study in studies:
+        window.append(study)
+        if sum(len(s.files) for s in window) >= MAX_BATCH:
+            yield window
+            window = []
+    if window:
+        yield window
+
+
+def _collect(parts: Sequence[_Part], out: str) -> pd.DataFrame:
+    """The table of all parts; written with the quarantine unless that was done before."""
+    pieces = [pd.read_parquet(io.BytesIO(storage.read_bytes(part.path))) for part in parts]
+    raw = pd.concat(pieces, ignore_index=True)
+    answered = raw[raw["answer"].notna()]
+    rows = zip(answered["study_id"], answered["read"], answered["answer"], strict=True)
+    table = pd.DataFrame([_flat(*row) for row in rows])
+    unread = [tuple(pair) for text in raw["unread"] for pair in json.loads(text)]
+    record = storage.join(f"{out}.parts", RECORD)
+    done = config.digest([part.path for part in parts]).encode()
+    if not (storage.exists(out) and storage.exists(record) and storage.read_bytes(record) == done):
+        write_quarantine(f"{out}.quarantine.csv", unread)
+        if not len(table):
+            reasons = shown([f"{source}: {reason}" for source, reason in unread])
+            raise ValueError(f"None of the {len(unread)} files can be read: {reasons}")
+        if out.endswith(".csv"):
+            storage.write_bytes(out, table.to_csv(index=False).encode())
+        else:
+            write_table(out, table)
+        storage.write_bytes(record, done)
+    return table
+
+
+def _flat(study_id: str, read: str, answer: str) -> dict[str, Any]:
+    """An answer as one row of a table."""
+    row: dict[str, Any] = {"study_id": study_id, "sources": read}
+    for name, value in json.loads(answer).items():
+        fields = {name: value}
+        if isinstance(value, dict):
+            fields = {f"{name}_{key}": field for key, field in value.items()}
+        row |= {k: json.dumps(v) if isinstance(v, list) else v for k, v in fields.items()}
+    return row

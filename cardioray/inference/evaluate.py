@@ -1,0 +1,207 @@
+"""Figures of a bundle from the files alone, and figures of anyone's predictions table."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from cardioray import storage
+from cardioray.bundle import dump_json, open_bundle
+from cardioray.data import cluster
+from cardioray.data.shards import write_table
+from cardioray.evaluation import plots
+from cardioray.evaluation.figures import Resampling
+from cardioray.evaluation.intervals import patient_bootstrap
+from cardioray.evaluation.metrics import auc_statistic
+from cardioray.evaluation.out_of_fold import FittingSettings, OutOfFold, decide_out_of_fold
+from cardioray.evaluation.predictions import check_predictions, read_predictions
+from cardioray.evaluation.report import (
+    Evaluation,
+    evaluate,
+    evaluate_decisions,
+    print_evaluation,
+    write_plots,
+)
+from cardioray.inference.actors import Loading, Precision, RuntimeName, write_quarantine
+from cardioray.inference.scoring import score_files
+from cardioray.predictor import Predictor
+from cardioray.targets import BinaryTarget, RegressionTarget
+from cardioray.tasks.base import Task
+
+PREDICTIONS = "predictions.parquet"
+METRICS = "metrics.json"
+
+
+def evaluate_bundle(
+    bundle_path: str,
+    data: str,
+    *,
+    split: str = "test",
+    out: str | None = None,
+    patient_from: str | None = None,
+    console: Console | None = None,
+    shared_storage: bool = False,
+    runtime: RuntimeName = "torch",
+    precision: Precision = "auto",
+) -> dict[str, Evaluation]:
+    """Score a bundle on files, with its own operating point.
+
+    On the data it was made from, a bundle is scored on its own `split`, so that its figures come
+    out again; the largest difference of a score is printed. Other data are scored by their
+    `split` column, or on all rows where there is none.
+
+    Args:
+        bundle_path: local directory or s3:// prefix.
+        data: a data set as `prepare` takes it, with labels.
+        split: split to score.
+        out: folder or prefix for metrics.json, predictions.parquet and plots; None writes nothing.
+        patient_from: regular expression that finds the patient in a file name.
+        console: where figures are printed.
+        shared_storage: every node of the cluster mounts the local folders.
+        runtime: "torch" as in training; "openvino" for what a CPU server answers.
+        precision: "auto" is what the training was set to.
+
+    Returns:
+        Figures by target.
+
+    Raises:
+        ValueError: when the data are at fault, none of the files can be read, or the split has
+            no rows.
+    """
+    console = console or Console()
+    cluster.connect()
+    bundle_path, data = storage.absolute(bundle_path), storage.absolute(data)
+    for path in (bundle_path, data):
+        cluster.require_shared(path, shared_storage)
+    with tempfile.TemporaryDirectory(prefix="cardioray-evaluate-") as scratch:
+        bundle = open_bundle(bundle_path, Path(scratch))
+        settings = bundle.config()["train"]
+        precision = settings["precision"] if precision == "auto" else precision
+        predictor = Predictor(bundle, network=False)
+        loading = Loading(bundle_path, runtime, precision)
+        scored = score_files(predictor, loading, data, split, patient_from, console)
+        evaluations = {}
+        for target in predictor.task.targets:
+            point = predictor.operating_points[target.name]
+            found = evaluate(scored.table, target, point, seed=settings["seed"], split=split)
+            evaluations[target.name] = dataclasses.replace(
+                found, notes=(*found.notes, *scored.notes)
+            )
+            print_evaluation(evaluations[target.name], console)
+            if out is not None:
+                place = storage.join(out, "plots", target.name)
+                write_plots(scored.table, target, point, place, split=split)
+    if out is not None:
+        about = {
+            "model": predictor.bundle.name,
+            "bundle": predictor.bundle.identity,
+            "computed_with": scored.computed_with,
+            "largest_score_difference_from_the_bundle": scored.differences,
+        }
+        _write(out, evaluations, about, scored.table)
+        write_quarantine(storage.join(out, "quarantine.csv"), scored.unread)
+    return evaluations
+
+
+def evaluate_table(
+    predictions_path: str,
+    task: Task,
+    *,
+    split: str = "test",
+    out: str | None = None,
+    console: Console | None = None,
+) -> dict[str, Evaluation]:
+    """Score a predictions table of any model.
+
+    Threshold, calibration and conformal set are fitted on the table's calibration rows where
+    every fold has enough of them, else cross-fitted over the patients that are scored, never on
+    the patient that is decided.
+
+    Args:
+        predictions_path: .csv, .csv.gz or .parquet; see docs/evaluation.md.
+        task: says what the labels mean; targets that the table's column `head` lacks are left out.
+        split: split to score.
+        out: folder or prefix for metrics.json, predictions.parquet (with decisions) and plots.
+        console: where figures are printed.
+
+    Returns:
+        Figures by target.
+
+    Raises:
+        ValueError: when the table is at fault or has no rows of the split.
+    """
+    console = console or Console()
+    table = read_predictions(predictions_path)
+    heads = set(table["head"].astype(str)) if "head" in table else {task.targets[0].name}
+    targets = [target for target in task.targets if target.name in heads] or [task.targets[0]]
+    operating = task.operating
+    fitting = FittingSettings(operating.rule, operating.calibration, operating.alpha)
+    evaluations, decided = {}, []
+    for target in targets:
+        rows = _as_test(check_predictions(table, target, default_split=split), split)
+        result = decide_out_of_fold(rows, target, fitting)
+        found = evaluate_decisions(
+            result.frames,
+            result.studies,
+            target,
+            Resampling(),
+            split=split,
+            notes=[f"Threshold and calibration: {result.thresholds_from}."],
+        )
+        evaluations[target.name] = found
+        decided.append(result.frames.assign(split=split))
+        print_evaluation(found, console)
+        if out is not None:
+            _write_table_plots(result, target, storage.join(out, "plots", target.name))
+    if out is not None:
+        _write(out, evaluations, {"predictions": predictions_path}, pd.concat(decided))
+    return evaluations
+
+
+def _write(
+    out: str, evaluations: Mapping[str, Evaluation], about: Mapping[str, Any], table: pd.DataFrame
+) -> None:
+    targets = {name: value.to_dict() for name, value in evaluations.items()}
+    storage.write_bytes(storage.join(out, METRICS), dump_json({**about, "targets": targets}))
+    write_table(storage.join(out, PREDICTIONS), table)
+
+
+def _as_test(table: pd.DataFrame, split: str) -> pd.DataFrame:
+    """A checked table in which the rows to score are called "test", beside calibration rows."""
+    if not (table["split"] == split).any():
+        present = ", ".join(f"{name} ({n})" for name, n in table["split"].value_counts().items())
+        raise ValueError(f"The predictions table has no rows of split {split!r}; it has {present}.")
+    rows = table[table["split"].isin([split, "calibration"])]
+    return rows.assign(split=rows["split"].where(rows["split"] != split, "test"))
+
+
+def _write_table_plots(
+    decided: OutOfFold, target: BinaryTarget | RegressionTarget, folder: str
+) -> None:
+    """What can be drawn where studies were decided by several operating points."""
+    studies = decided.studies
+    labels, scores = studies["label"].to_numpy(), studies["score"].to_numpy()
+    if isinstance(target, RegressionTarget):
+        figures = {
+            "scatter": plots.scatter_plot(labels, scores, target.name, target.unit),
+            "bland_altman": plots.bland_altman_plot(labels, scores, target.name, target.unit),
+        }
+    else:
+        auc = patient_bootstrap(
+            studies, lambda weights: {"auc": auc_statistic(labels, scores, weights)}
+        )["auc"]
+        patients = studies["patient_id"].tolist()
+        model = plots.ScoredModel(target.name, labels, scores, patients, auc)
+        figures = {
+            "roc": plots.roc_plot([model]),
+            "confusion": plots.confusion_plot(labels, studies["positive"], target.classes),
+            "reliability": plots.reliability_plot(labels, scores, studies["probability"]),
+        }
+    for name, figure in figures.items():
+        storage.write_bytes(storage.join(folder, f"{name}.png"), plots.png_bytes(figure))

@@ -1,0 +1,229 @@
+"""From a labelled data set to a predictions table, by a bundle's network on the cluster."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
+
+from cardioray.bundle import Bundle
+from cardioray.data.layouts import shown
+from cardioray.data.manifest import Manifest
+from cardioray.data.shards import read_index
+from cardioray.inference.actors import Loading, PredictorActor, SourceFile, run_on_actors
+from cardioray.predictor import MAX_BATCH, Predictor
+from cardioray.tasks.base import Task, encode_labels
+
+PREDICTIONS = "predictions.parquet"
+
+Labels = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A predictions table made from files.
+
+    Attributes:
+        table: see `check_predictions`.
+        notes: what a reader of its figures has to know.
+        computed_with: runtime and precision.
+        differences: per target, largest difference from the scores the bundle holds; None where
+            these are other data, or a split that it holds no scores of.
+        unread: source and reason of each file that could not be read.
+    """
+
+    table: pd.DataFrame
+    notes: tuple[str, ...]
+    computed_with: str
+    differences: dict[str, float] | None
+    unread: list[tuple[str, str]]
+
+
+def score_files(
+    predictor: Predictor,
+    loading: Loading,
+    data: str,
+    split: str,
+    patient_from: str | None,
+    console: Console,
+) -> Scored:
+    """Decode and score the rows of one split of a data set.
+
+    Args:
+        predictor: of the bundle; its network is not used.
+        loading: how actors load the bundle.
+        data: a data set as `prepare` takes it, with labels.
+        split: which rows; the bundle's own division counts on its own data, else the column
+            `split`, and where there is none all rows are scored.
+        patient_from: regular expression that finds the patient in a file name.
+        console: where progress is shown.
+
+    Raises:
+        ValueError: when the data are at fault, nothing can be read, or the split has no rows.
+    """
+    if read_index(data) is not None:
+        raise ValueError(f"{data} holds shards; give the data set that they were made from.")
+    task = predictor.task
+    manifest = task.read_manifest(data, patient_from)
+    labels = encode_labels(task, manifest.table)
+    own = _own_predictions(predictor.bundle, manifest)
+    is_own = _is_own(own, manifest, labels)
+    chosen = _rows_of_split(manifest, own if is_own else None, split)
+    results = _run(loading, manifest, chosen, console)
+    unread = [(path, reason) for result in results for path, reason in result["unread"]]
+    if len(unread) == len(chosen):
+        reasons = shown([f"{path}: {reason}" for path, reason in unread])
+        raise ValueError(f"None of the {len(unread)} files can be read: {reasons}")
+    computed_with = ", ".join(sorted({result["computed_with"] for result in results}))
+    table = _predictions_table(task, manifest, labels, results).assign(split=split)
+    notes = list(manifest.warnings)
+    if unread:
+        notes.append(f"{len(unread)} of {len(chosen)} files cannot be read and are not scored.")
+    differences = _differences(table, own, split) if is_own else None
+    if differences is not None:
+        notes.append(
+            f"These are the bundle's own {split} samples; scores differ from those it holds by at "
+            f"most {max(differences.values()):.1e} (now {computed_with})."
+        )
+    elif not is_own and (shared := int(own["row"].notna().sum())):
+        notes.append(
+            f"{shared} samples have the names of samples the bundle was made with, though these "
+            "data are not the same; if the patients are, the figures are too good."
+        )
+    return Scored(table, tuple(notes), computed_with, differences, unread)
+
+
+def _own_predictions(bundle: Bundle, manifest: Manifest) -> pd.DataFrame:
+    """The bundle's predictions, each with the manifest row of its sample's name, NaN for none.
+
+    Where a row of the manifest yielded several samples, `prepare` named them `<row>#<frame>`.
+    """
+    table = pd.read_parquet(bundle.path / PREDICTIONS)
+    rows = pd.Series(range(len(manifest)), index=manifest.table["sample_id"], dtype=float)
+    exact = table["sample_id"].map(rows)
+    of_row = table["sample_id"].str.rsplit("#", n=1).str[0].map(rows)
+    return table.assign(row=exact.fillna(of_row))
+
+
+def _is_own(own: pd.DataFrame, manifest: Manifest, labels: Labels) -> bool:
+    """Whether every sample that the bundle scored is here, with its patient and label."""
+    if own["row"].isna().any():
+        return False
+    rows = own["row"].to_numpy(int)
+    patients = manifest.table["patient_id"].to_numpy()[rows]
+    if (own["patient_id"].to_numpy() != patients).any():
+        return False
+    return all(
+        np.array_equal(
+            labels[name][rows[(own["head"] == name).to_numpy()]],
+            own["label"][own["head"] == name].to_numpy(np.float32),
+            equal_nan=True,
+        )
+        for name in labels
+    )
+
+
+def _rows_of_split(manifest: Manifest, own: pd.DataFrame | None, split: str) -> NDArray[np.int64]:
+    """Positions of the manifest rows to score."""
+    if own is not None:
+        # What the bundle holds no prediction of was trained on.
+        named = np.full(len(manifest), "train", dtype=object)
+        named[own["row"].to_numpy(int)] = own["split"].to_numpy()
+        splits = pd.Series(named)
+    elif "split" in manifest.table:
+        splits = manifest.table["split"]
+    else:
+        return np.arange(len(manifest))
+    chosen = np.flatnonzero((splits == split).to_numpy())
+    if not len(chosen):
+        counts = ", ".join(f"{name} ({n})" for name, n in splits.value_counts().items())
+        raise ValueError(f"the data set has no rows of split {split!r}; it has {counts}.")
+    return chosen
+
+
+def _run(
+    loading: Loading, manifest: Manifest, chosen: NDArray[np.int64], console: Console
+) -> list[dict[str, Any]]:
+    """What the actors return, in the order of the rows."""
+    paths, frames = manifest.paths, manifest.table["frame"]
+    files = [[int(i), paths[i], frames.iloc[i]] for i in chosen]
+    # Full batches of one-frame files, the same ones in every run.
+    chunks = [files[start : start + MAX_BATCH] for start in range(0, len(files), MAX_BATCH)]
+    results = []
+    with Progress(console=console) as progress:
+        bar = progress.add_task("scoring", total=len(files))
+        for text in run_on_actors(_ScoreFiles, loading, [json.dumps(chunk) for chunk in chunks]):
+            results.append(json.loads(text))
+            progress.advance(bar, results[-1]["files"])
+    return sorted(results, key=lambda result: int(result["first"]))
+
+
+class _ScoreFiles(PredictorActor):
+    """Scores the samples of some files."""
+
+    def __call__(self, row: Mapping[str, str]) -> dict[str, str]:
+        chunk = json.loads(row["chunk"])
+        decoded = self.decode([SourceFile(path, frames) for _, path, frames in chunk])
+        unread, samples, found = [], [], []
+        for (position, path, _), result in zip(chunk, decoded, strict=True):
+            if isinstance(result, str):
+                unread.append((path, result))
+                continue
+            several = len(result) > 1
+            samples += [(position, f"#{s.frame}" if several else "") for s in result]
+            found += result
+        scores = self.predictor.infer(found).scores if found else {}
+        precision = "bf16" if self.predictor.bf16 else "fp32"
+        scored = {
+            "first": chunk[0][0],
+            "files": len(chunk),
+            "unread": unread,
+            "samples": samples,
+            "scores": {name: values.tolist() for name, values in scores.items()},
+            "computed_with": f"{self.predictor.runtime} {precision}",
+        }
+        return {"result": json.dumps(scored)}
+
+
+def _predictions_table(
+    task: Task, manifest: Manifest, labels: Labels, results: list[dict[str, Any]]
+) -> pd.DataFrame:
+    """One row a sample and target that has a label."""
+    samples = [sample for result in results for sample in result["samples"]]
+    rows = np.array([position for position, _ in samples])
+    suffixes = [suffix for _, suffix in samples]
+    known = manifest.table.iloc[rows]
+    pieces = []
+    for target in task.targets:
+        scores = [s for result in results for s in result["scores"].get(target.name, [])]
+        piece = pd.DataFrame(
+            {
+                "sample_id": known["sample_id"].to_numpy() + np.array(suffixes, dtype=object),
+                "patient_id": known["patient_id"].to_numpy(),
+                "study_id": known["study_id" if "study_id" in known else "patient_id"].to_numpy(),
+                "source": known["source"].to_numpy(),
+                "head": target.name,
+                "label": labels[target.name][rows],
+                "score": np.array(scores, dtype=np.float32),
+            }
+        )
+        pieces.append(piece[piece["label"].notna()])
+    return pd.concat(pieces, ignore_index=True)
+
+
+def _differences(table: pd.DataFrame, own: pd.DataFrame, split: str) -> dict[str, float] | None:
+    """Per target the largest difference from the bundle's own scores of a split."""
+    keys = ["head", "sample_id"]
+    held = own[own["split"] == split]
+    both = table.merge(held[[*keys, "score"]], on=keys, suffixes=("", "_held"))
+    if both.empty:
+        return None
+    largest = (both["score"] - both["score_held"]).abs().groupby(both["head"]).max()
+    return {str(name): float(value) for name, value in largest.items()}

@@ -1,0 +1,89 @@
+"""What the machine beneath this process offers: cores, memory, disk, CPU features and GPUs.
+
+Containers are taken into account: a limit set on the process counts, not the machine around it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+GIB = 2**30
+# Instruction sets with bf16 products: Intel and AMD servers, and Arm.
+_BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A CUDA device.
+
+    Attributes:
+        name: as the driver gives it.
+        memory_gib: memory of the device in GiB.
+        capability: CUDA compute capability, (major, minor).
+    """
+
+    name: str
+    memory_gib: float
+    capability: tuple[int, int]
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether the tensor cores multiply bf16 (Ampere, capability 8.0, and later)."""
+        return self.capability >= (8, 0)
+
+
+def find_gpus() -> list[Gpu]:
+    """The CUDA devices that torch sees."""
+    import torch  # here, so that the rest of this module costs nothing to import
+
+    found = []
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        found.append(Gpu(device.name, device.total_memory / GIB, (device.major, device.minor)))
+    return found
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Feature flags of the first CPU as Linux lists them; empty on other systems."""
+    if not cpuinfo.exists():
+        return frozenset()
+    for line in cpuinfo.read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in {"flags", "Features"}:
+            return frozenset(value.split())
+    return frozenset()
+
+
+def bf16_flags(flags: frozenset[str]) -> list[str]:
+    """Those of a CPU's flags that make bf16 faster than float32; empty when it would be slower."""
+    return [name for name in _BF16_FLAGS if name in flags]
+
+
+def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: its CPU affinity and the container's quota, at least 1."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota = cgroup / "cpu.max"
+    if quota.exists():
+        limit, period = quota.read_text().split()
+        if limit != "max":
+            cores = min(cores, max(1, int(limit) // int(period)))
+    return cores
+
+
+def usable_memory_gib(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
+    """Memory that this process may use in GiB: the machine's, or the container's limit."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup 2, cgroup 1
+        limit = cgroup / name
+        if limit.exists() and (text := limit.read_text().strip()) != "max":
+            total = min(total, int(text))
+    return total / GIB
+
+
+def free_gib(folder: Path) -> float | None:
+    """Free space on a folder's disk in GiB, None when the folder does not exist."""
+    return shutil.disk_usage(folder).free / GIB if folder.exists() else None

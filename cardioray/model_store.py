@@ -1,0 +1,252 @@
+"""Bundles in a folder or bucket, and which of them is in production.
+
+    <store>/<task>/<name>-<identity>/   a bundle
+    <store>/<task>/production.json      which one is in production, and which ones were
+
+A bundle is copied and verified before the pointer names it, and the pointer is replaced as a
+whole, so that a reader always finds a complete model. Two people who promote at the same time do
+not overwrite each other: the second is told.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cardioray import storage
+from cardioray.bundle import METADATA, SUMS, BundleError, dump_json, now, open_bundle
+from cardioray.registry import unknown_name
+
+POINTER = "production.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """One change of the production model.
+
+    Attributes:
+        folder: name of the bundle's folder, `<name>-<identity>`.
+        at: when, ISO 8601 in UTC.
+        action: "promote" or "rollback".
+    """
+
+    folder: str
+    at: str
+    action: str
+
+
+@dataclass(frozen=True)
+class Production:
+    """The content of production.json.
+
+    Attributes:
+        folder: name of the folder of the bundle in production.
+        stack: folders that were promoted before it and not rolled back, the oldest first.
+        history: every change, the oldest first.
+    """
+
+    folder: str
+    stack: tuple[str, ...] = ()
+    history: tuple[Promotion, ...] = ()
+    format_version: int = field(default=FORMAT_VERSION, kw_only=True)
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A bundle of a store.
+
+    Attributes:
+        path: its folder or prefix.
+        task: its task.
+        name: its name.
+        folder: last part of the path.
+        created: when it was made, as its metadata says.
+        in_production: whether production.json names it.
+    """
+
+    path: str
+    task: str
+    name: str
+    folder: str
+    created: str
+    in_production: bool
+
+
+def list_models(store: str, task: str | None = None) -> list[StoredModel]:
+    """The complete bundles of a store, by task and then by age.
+
+    Args:
+        store: folder or s3:// prefix.
+        task: only those of one task.
+
+    Raises:
+        FileNotFoundError: when the folder does not exist.
+    """
+    models = []
+    pointers: dict[str, Production | None] = {}
+    for file in storage.list_files(store, [SUMS]):
+        folder = file[: -len(SUMS)].rstrip("/")
+        metadata = json.loads(storage.read_bytes(storage.join(folder, METADATA)))
+        of_task = str(metadata["task"])
+        if task is not None and of_task != task:
+            continue
+        if of_task not in pointers:
+            pointers[of_task] = production(store, of_task)
+        pointer = pointers[of_task]
+        name = folder.rsplit("/", 1)[-1]
+        models.append(
+            StoredModel(
+                path=folder,
+                task=of_task,
+                name=str(metadata["name"]),
+                folder=name,
+                created=str(metadata["created"]),
+                in_production=pointer is not None and pointer.folder == name,
+            )
+        )
+    return sorted(models, key=lambda model: (model.task, model.created, model.folder))
+
+
+def production(store: str, task: str) -> Production | None:
+    """Which bundle of a task is in production; None when none is.
+
+    Raises:
+        ValueError: when another version of CardioRay wrote the pointer.
+    """
+    return _read(store, task)[0]
+
+
+def production_path(store: str, task: str) -> str:
+    """Path of the bundle of a task that is in production.
+
+    Raises:
+        ValueError: when none is; says how to promote one.
+    """
+    pointer = production(store, task)
+    if pointer is None:
+        raise ValueError(
+            f"{store} has no production model of task {task!r}. Promote one with: "
+            f"cardioray models promote {store} BUNDLE"
+        )
+    return storage.join(store, task, pointer.folder)
+
+
+def promote(store: str, bundle: str) -> StoredModel:
+    """Put a bundle into production.
+
+    Args:
+        store: folder or s3:// prefix.
+        bundle: path of a bundle, which is copied into the store; or the folder name of one that is
+            in the store, `<name>-<identity>`.
+
+    Raises:
+        BundleError: when the bundle is damaged; the model in production stays.
+        ValueError: when there is no such bundle.
+        ChangedMeanwhile: when someone else promoted at the same moment.
+    """
+    model = _find(store, bundle) if _is_folder_name(bundle) else _add(store, bundle)
+    pointer, version = _read(store, model.task)
+    if pointer is not None and pointer.folder == model.folder:
+        return model
+    stack = (*pointer.stack, pointer.folder) if pointer else ()
+    _write(store, model.task, model.folder, stack, "promote", pointer, version)
+    return model
+
+
+def rollback(store: str, task: str) -> Production:
+    """Put the bundle that was in production before the present one back.
+
+    Raises:
+        ValueError: when there is none before it.
+        ChangedMeanwhile: when someone else changed the pointer at the same moment.
+    """
+    pointer, version = _read(store, task)
+    if pointer is None or not pointer.stack:
+        raise ValueError(f"{store}: task {task!r} has no earlier production model to go back to.")
+    *stack, folder = pointer.stack
+    open_bundle(storage.join(store, task, folder))
+    return _write(store, task, folder, tuple(stack), "rollback", pointer, version)
+
+
+def _is_folder_name(bundle: str) -> bool:
+    return "/" not in bundle and not Path(bundle).is_dir()
+
+
+def _find(store: str, folder: str) -> StoredModel:
+    models = {model.folder: model for model in list_models(store)}
+    if folder not in models:
+        raise unknown_name("bundle", folder, models)
+    open_bundle(models[folder].path)
+    return models[folder]
+
+
+def _add(store: str, path: str) -> StoredModel:
+    """Copy a bundle into the store and verify the copy; a damaged earlier copy is replaced."""
+    bundle = open_bundle(path)
+    folder = f"{bundle.name}-{bundle.identity}"
+    target = storage.join(store, bundle.task, folder)
+    if not _is_intact(target, bundle.identity):
+        _copy(str(bundle.path), target)
+        open_bundle(target)
+    return StoredModel(
+        path=target,
+        task=bundle.task,
+        name=bundle.name,
+        folder=folder,
+        created=str(bundle.metadata["created"]),
+        in_production=False,
+    )
+
+
+def _copy(source: str, target: str) -> None:
+    """Copy a bundle, its sums last: a folder that has them is complete."""
+    storage.remove(target)
+    files = storage.list_files(source)
+    for file in sorted(files, key=lambda file: file.endswith(f"/{SUMS}")):
+        relative = file[len(source) :].lstrip("/")
+        storage.write_bytes(storage.join(target, relative), storage.read_bytes(file))
+
+
+def _is_intact(target: str, identity: str) -> bool:
+    if not storage.exists(storage.join(target, SUMS)):
+        return False
+    try:
+        return open_bundle(target).identity == identity
+    except BundleError:
+        return False
+
+
+def _read(store: str, task: str) -> tuple[Production | None, str | None]:
+    file = storage.join(store, task, POINTER)
+    try:
+        data, version = storage.read_versioned(file)
+    except FileNotFoundError:
+        return None, None
+    values: dict[str, Any] = json.loads(data)
+    if values.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{file} has format {values.get('format_version')}, this version of CardioRay reads "
+            f"{FORMAT_VERSION}."
+        )
+    history = tuple(Promotion(**entry) for entry in values["history"])
+    pointer = Production(values["folder"], tuple(values["stack"]), history)
+    return pointer, version
+
+
+def _write(
+    store: str,
+    task: str,
+    folder: str,
+    stack: tuple[str, ...],
+    action: str,
+    before: Production | None,
+    version: str | None,
+) -> Production:
+    history = before.history if before else ()
+    pointer = Production(folder, stack, (*history, Promotion(folder, now(), action)))
+    file = storage.join(store, task, POINTER)
+    storage.write_if_unchanged(file, dump_json(asdict(pointer)), version)
+    return pointer

@@ -1,0 +1,53 @@
+"""What a network costs: parameters, arithmetic and time for one sample."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+REPEATS = 9
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Cost of one forward pass.
+
+    Attributes:
+        parameters_millions: all parameters.
+        gflops: 1e9 floating-point operations a sample, a multiply-add counted as two.
+        latency_ms: median CPU time for one sample, eager PyTorch, with all threads of the process.
+    """
+
+    parameters_millions: float
+    gflops: float
+    latency_ms: float
+
+
+@torch.inference_mode()
+def measure_cost(model: nn.Module, example: tuple[Tensor, ...], *, bf16: bool) -> ModelCost:
+    """Measure a network on one sample.
+
+    Args:
+        model: any weights; put into eval mode.
+        example: its inputs with batch size 1.
+        bf16: time it under bf16 autocast, as it would run.
+    """
+    model = model.eval().to(memory_format=torch.channels_last)
+    with FlopCounterMode(display=False) as counter:
+        model(*example)
+    times = []
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        for _ in range(REPEATS + 1):
+            started = time.perf_counter()
+            model(*example)
+            times.append(time.perf_counter() - started)
+    return ModelCost(
+        parameters_millions=sum(p.numel() for p in model.parameters()) / 1e6,
+        gflops=counter.get_total_flops() / 1e9,
+        latency_ms=1000 * statistics.median(times[1:]),
+    )

@@ -1,0 +1,1 @@
+"""Synthetic studies whose truth is known by construction."""

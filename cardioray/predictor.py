@@ -1,0 +1,346 @@
+"""A bundle ready to answer: the one way from files to answers, in Python and in a server."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.numpy import load as load_arrays
+from safetensors.torch import load as load_tensors
+from torch import nn
+
+from cardioray import storage
+from cardioray.bundle import MODEL, Bundle, BundleError, open_bundle
+from cardioray.data.image import UnreadableImage
+from cardioray.evaluation.operating_point import (
+    BinaryOperatingPoint,
+    OperatingPoint,
+    RegressionOperatingPoint,
+)
+from cardioray.explain.cam import (
+    Explainer,
+    Explanation,
+    explain_grid,
+    overlay,
+    to_source,
+)
+from cardioray.models.classifier import ImageClassifier
+from cardioray.models.gate import InputGate
+from cardioray.models.runtime import (
+    FEATURES,
+    IR_FILE,
+    OpenVinoRuntime,
+    Runtime,
+    TorchRuntime,
+    use_bf16,
+)
+from cardioray.tasks import Task, make_task
+from cardioray.tasks.base import DecodedSample, LabelStatistics
+
+OPENVINO = "openvino"
+OPERATING_POINTS = "thresholds.json"
+CALIBRATION = "calibration.json"
+GATE = "gate.safetensors"
+TOLERANCE = "tolerance.json"
+MAX_BATCH = 32
+
+Item = bytes | str | Path | NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ModelOutputs:
+    """What the network says of some samples.
+
+    Attributes:
+        scores: per target, uncalibrated probabilities or numbers (N,).
+        features: pooled features (N, D).
+    """
+
+    scores: Mapping[str, NDArray[np.float32]]
+    features: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, part: slice) -> ModelOutputs:
+        return ModelOutputs({k: v[part] for k, v in self.scores.items()}, self.features[part])
+
+    @staticmethod
+    def join(pieces: Sequence[ModelOutputs]) -> ModelOutputs:
+        """The outputs of several batches as one."""
+        names = pieces[0].scores
+        return ModelOutputs(
+            {name: np.concatenate([piece.scores[name] for piece in pieces]) for name in names},
+            np.concatenate([piece.features for piece in pieces]),
+        )
+
+
+class Predictor:
+    """A trained model with everything that turns its outputs into answers.
+
+    Attributes:
+        bundle: the verified files.
+        task: the question, with the settings the model was trained with.
+        runtime: "openvino" or "torch".
+        bf16: whether it computes in bf16.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        runtime: Literal["auto", "openvino", "torch"] = "auto",
+        precision: Literal["auto", "bf16", "fp32"] = "auto",
+        num_threads: int | None = None,
+        network: bool = True,
+    ) -> None:
+        """Read a bundle.
+
+        Args:
+            bundle: the verified files.
+            runtime: "auto" is OpenVINO on a CPU where the bundle holds the export, else torch.
+            precision: "auto" is bf16 where the device computes it in hardware.
+            num_threads: of one forward pass on a CPU; all cores by default.
+            network: load the network; False for a process that decodes and answers while another
+                one runs it.
+        """
+        self.bundle = bundle
+        written = bundle.config()
+        settings = {k: v for k, v in written.items() if k not in ("task", "train", "scale")}
+        self.task: Task = make_task(bundle.task, settings)
+        self.operating_points = read_operating_points(bundle)
+        self.gate = InputGate.from_tensors(load_arrays((bundle.path / GATE).read_bytes()))
+        self._statistics = _statistics(bundle)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.runtime = _chosen_runtime(runtime, bundle, device)
+        self.bf16 = use_bf16(precision, device)
+        self._model: nn.Module | None = None
+        self._explainer: Explainer | None = None
+        self._runtime: Runtime | None = None
+        if not network:
+            return
+        if self.runtime == OPENVINO:
+            folder = bundle.path / OPENVINO
+            self._runtime = OpenVinoRuntime(folder, bf16=self.bf16, num_threads=num_threads)
+        else:
+            self._runtime = TorchRuntime(self.model, device=device, bf16=self.bf16)
+
+    @property
+    def model(self) -> nn.Module:
+        """The network in PyTorch, in eval mode; loaded when it is first asked for."""
+        if self._model is None:
+            model = self.task.build_model()
+            state = load_tensors((self.bundle.path / MODEL).read_bytes())
+            model.load_state_dict(state)
+            self._model = model.eval()
+        return self._model
+
+    def predict(self, items: Item | Sequence[Item]) -> dict[str, Any]:
+        """Answer for one study: one or several files, or frames as arrays.
+
+        Args:
+            items: file contents, paths (local or s3://), or uint8 arrays (H, W) or (H, W, 3).
+
+        Returns:
+            Per target its answer, the model's name, and warnings; see docs/serving.md.
+
+        Raises:
+            UnreadableImage: when an item cannot be read; says why and what is accepted.
+            FileNotFoundError: when a path does not exist.
+        """
+        listed = [items] if isinstance(items, bytes | str | Path | np.ndarray) else list(items)
+        samples = [sample for item in listed for sample in self._decode_item(item)]
+        return self.answer(samples, self.infer(samples))
+
+    def decode(self, data: bytes) -> list[DecodedSample]:
+        """Decode one file as training did.
+
+        Raises:
+            UnreadableImage: when it cannot be read.
+        """
+        return self.task.decode(data, None)
+
+    def infer(self, samples: Sequence[DecodedSample]) -> ModelOutputs:
+        """Run the network over samples of one or of many studies.
+
+        Raises:
+            UnreadableImage: when there are none.
+        """
+        if not samples:
+            raise UnreadableImage("No file was given; at least one frame is needed.")
+        pieces = []
+        for start in range(0, len(samples), MAX_BATCH):
+            batch = samples[start : start + MAX_BATCH]
+            arrays = tuple(np.stack([s.arrays[name] for s in batch]) for name in self.task.columns)
+            pieces.append(self._run(arrays))
+        return ModelOutputs.join(pieces)
+
+    def answer(self, samples: Sequence[DecodedSample], outputs: ModelOutputs) -> dict[str, Any]:
+        """The answer for one study from what the network said of its frames."""
+        assert len(samples) == len(outputs)
+        answers: dict[str, Any] = {}
+        for target in self.task.targets:
+            point = self.operating_points[target.name]
+            frames = outputs.scores[target.name]
+            if target.kind == "binary":
+                assert isinstance(point, BinaryOperatingPoint)
+                answers[target.name] = _binary_answer(point, target.classes, frames)
+            else:
+                assert isinstance(point, RegressionOperatingPoint)
+                answers[target.name] = _number_answer(point, target.unit, frames)
+        return {
+            **answers,
+            "model": self.bundle.name,
+            "bundle": self.bundle.identity,
+            "frames": len(samples),
+            "warnings": [*self.bundle.metadata["warnings"], *self._gate_warnings(samples, outputs)],
+        }
+
+    def overlay(self, sample: DecodedSample, method: str = "gradcam++") -> bytes:
+        """A frame with its heat map for the class the headline answer names, as PNG.
+
+        Args:
+            sample: one frame.
+            method: one of `cardioray.explain.cam.METHODS`.
+
+        Raises:
+            ValueError: for an unknown method.
+        """
+        heat = self._heat_map(sample, method, self._headline(sample))
+        stream = io.BytesIO()
+        Image.fromarray(overlay(sample.picture, heat)).save(stream, format="PNG")
+        return stream.getvalue()
+
+    def explanation(self, sample: DecodedSample, method: str = "gradcam++") -> bytes:
+        """The frame, its heat map and the overlay side by side, titled with the answer, as PNG."""
+        answer = self._headline(sample)
+        if "class" in answer:
+            title = f"{answer['class']}, probability {answer['probability']:.2f}"
+        else:
+            title = f"{answer['value']:.3g} {answer['unit']}".rstrip()
+        heat = self._heat_map(sample, method, answer)
+        return explain_grid([Explanation(sample.picture, heat, title)])
+
+    def _headline(self, sample: DecodedSample) -> dict[str, Any]:
+        answer: dict[str, Any] = self.answer([sample], self.infer([sample]))
+        headline: dict[str, Any] = answer[self.task.targets[0].name]
+        return headline
+
+    def _heat_map(
+        self, sample: DecodedSample, method: str, answer: Mapping[str, Any]
+    ) -> NDArray[np.float32]:
+        """Where in the original frame the evidence for an answer lies, in [0, 1]."""
+        if self._explainer is None:
+            assert isinstance(self.model, ImageClassifier)
+            self._explainer = Explainer(self.model)
+        image = sample.arrays[self.task.columns[0]]
+        heat = self._explainer.class_activation(
+            image, self.task.targets[0].name, method, prediction=answer.get("prediction")
+        )
+        return to_source(heat, sample.source_shape, self.task.decode_settings().preprocess.fit)
+
+    def warm_up(self, batch_sizes: Iterable[int]) -> None:
+        """Run blank samples through the network, so that the first request is not the slow one."""
+        shape = self.bundle.json("preprocess.json")["columns"]
+        for size in batch_sizes:
+            self._run(tuple(np.zeros((size, *shape[name]), np.uint8) for name in self.task.columns))
+
+    def _decode_item(self, item: Item) -> list[DecodedSample]:
+        if isinstance(item, np.ndarray):
+            return [self.task.from_array(item)]
+        data = item if isinstance(item, bytes) else storage.read_bytes(str(item))
+        return self.decode(data)
+
+    def _run(self, arrays: tuple[NDArray[np.uint8], ...]) -> ModelOutputs:
+        assert self._runtime is not None, "this predictor was made without its network"
+        raw = self._runtime.run(arrays)
+        tensors = {name: torch.from_numpy(value) for name, value in raw.items()}
+        scores = self.task.scores(tensors, self._statistics)
+        return ModelOutputs({k: v.numpy() for k, v in scores.items()}, raw[FEATURES])
+
+    def _gate_warnings(self, samples: Sequence[DecodedSample], outputs: ModelOutputs) -> list[str]:
+        images = np.stack([sample.arrays[self.task.columns[0]] for sample in samples])
+        shapes = np.array([sample.source_shape for sample in samples])
+        findings = self.gate.check(images, shapes, outputs.features)
+        flagged = [finding for finding in findings if finding]
+        if not flagged:
+            return []
+        # Every sentence holds its own frame's numbers: one frame's reasons stand for all.
+        which = "" if len(samples) == 1 else f"{len(flagged)} of {len(samples)} frames, the first: "
+        return [f"Input unlike the training pictures: {which}{'; '.join(flagged[0][:3])}."]
+
+
+def load(path: str | Path, **options: Any) -> Predictor:
+    """Open a bundle and make it ready to answer.
+
+    Args:
+        path: local directory or s3:// prefix.
+        **options: of `Predictor`: runtime, precision, num_threads.
+
+    Raises:
+        BundleError: when the bundle is damaged or of another version.
+    """
+    return Predictor(open_bundle(str(path)), **options)
+
+
+def read_operating_points(
+    bundle: Bundle,
+) -> dict[str, BinaryOperatingPoint | RegressionOperatingPoint]:
+    """Per target how scores become answers."""
+    thresholds = bundle.json(OPERATING_POINTS)
+    calibrations = bundle.json(CALIBRATION)
+    merged = {name: {**values, **calibrations[name]} for name, values in thresholds.items()}
+    return {name: OperatingPoint.from_dict(values) for name, values in merged.items()}
+
+
+def _binary_answer(
+    point: BinaryOperatingPoint, classes: tuple[str, str], frames: NDArray[np.float32]
+) -> dict[str, Any]:
+    decision = point.decide(np.array([frames.mean(dtype=np.float64)]))
+    positive = bool(decision.positive[0])
+    return {
+        "prediction": int(positive),
+        "class": classes[int(positive)],
+        "probability": float(decision.probability[0]),
+        "threshold": point.threshold,
+        "uncertain": bool(decision.uncertain[0]),
+        "probability_per_frame": [float(p) for p in point.calibration.apply(frames)],
+    }
+
+
+def _number_answer(
+    point: RegressionOperatingPoint, unit: str, frames: NDArray[np.float32]
+) -> dict[str, Any]:
+    value = np.array([frames.mean(dtype=np.float64)])
+    low, high = point.bounds(value)
+    return {
+        "value": float(value[0]),
+        "low": float(low[0]),
+        "high": float(high[0]),
+        "unit": unit,
+    }
+
+
+def _statistics(bundle: Bundle) -> LabelStatistics:
+    values = bundle.metadata["label_statistics"]
+    return LabelStatistics(
+        class_weights={k: (v[0], v[1]) for k, v in values["class_weights"].items()},
+        means=values["means"],
+        deviations=values["deviations"],
+    )
+
+
+def _chosen_runtime(asked: str, bundle: Bundle, device: torch.device) -> str:
+    exported = (bundle.path / OPENVINO / IR_FILE).is_file()
+    if asked == OPENVINO and not exported:
+        raise BundleError(f"{bundle.path} has no {OPENVINO}/ export; use runtime='torch'.")
+    if asked != "auto":
+        return asked
+    return OPENVINO if exported and device.type == "cpu" else "torch"

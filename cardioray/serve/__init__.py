@@ -1,0 +1,1 @@
+"""Bundles behind HTTP: Ray Serve applications, one a task."""

@@ -1,0 +1,183 @@
+"""The deployments of an application: one that answers requests, and one that only computes."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import math
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from fastapi import FastAPI
+from ray.serve.context import _get_global_client
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
+
+from cardioray import config
+from cardioray.data.image import UnreadableImage
+from cardioray.model_store import production_path
+from cardioray.predictor import ModelOutputs
+from cardioray.serve.auth import read_keys, require_keys
+from cardioray.serve.hosting import (
+    Catalogue,
+    Model,
+    Threads,
+    check_models,
+    load_local,
+    load_remote,
+)
+from cardioray.serve.metrics import ServeMetrics
+from cardioray.serve.middleware import log_fault
+from cardioray.serve.problems import overloaded, unreadable
+from cardioray.serve.routes import make_routes
+from cardioray.serve.settings import NamedBundle, ServeSettings
+from cardioray.tasks.base import DecodedSample
+
+
+class Answerer:
+    """A replica that takes requests, decodes, has the network run, and answers.
+
+    The network is in this process, or, given a handle, in replicas of `ModelReplica`.
+    """
+
+    def __init__(
+        self, settings: Mapping[str, Any], network: DeploymentHandle[Any] | None = None
+    ) -> None:
+        self.settings = config.parse(ServeSettings, settings)
+        # The address Serve really listens on: http_options of a config file may be overruled by
+        # a server that runs already.
+        server = _get_global_client()
+        assert server is not None
+        host = server.http_config.host
+        self.keys = read_keys(self.settings.api_keys_file)
+        require_keys(host, self.keys)
+        _quieten()
+        self.metrics = ServeMetrics()
+        cpus = self.settings.ingress_cpus if self.settings.apart else self.settings.cpus
+        self._threads = Threads.start(decoders=math.ceil(cpus))
+        self.catalogue = Catalogue(self.settings, self.metrics, self._loader(network))
+        self._following: asyncio.Task[None] | None = None
+
+    def _loader(self, network: DeploymentHandle[Any] | None) -> Any:
+        if network is not None:
+            return functools.partial(load_remote, settings=self.settings, handle=network)
+        torch.set_num_threads(self.settings.threads)
+        return functools.partial(
+            load_local, settings=self.settings, metrics=self.metrics, threads=self._threads
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """The routes; Serve calls this once, in the event loop that will run them."""
+        if self.settings.follow:
+            self._following = asyncio.create_task(self.catalogue.follow())
+        return make_routes(self)
+
+    def check_health(self) -> None:
+        """Serve replaces the replica when this fails."""
+        check_models(self.catalogue.models)
+
+    async def decode(self, model: Model, files: Sequence[bytes]) -> list[DecodedSample]:
+        """The frames of a study.
+
+        Raises:
+            Problem: when a file cannot be read or there are too many frames.
+        """
+        pieces = await asyncio.gather(*(self._decode(model, data) for data in files))
+        samples = [sample for piece in pieces for sample in piece]
+        most = self.settings.limits.max_frames
+        if len(samples) > most:
+            raise unreadable(
+                f"The study has {len(samples)} frames; at most {most} are answered at once."
+            )
+        return samples
+
+    async def _decode(self, model: Model, data: bytes) -> list[DecodedSample]:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads.decode, model.predictor.decode, data)
+        except UnreadableImage as error:
+            raise unreadable(str(error)) from None
+        except Exception as error:
+            # Nothing but the upload goes into a decoder: what it did not foresee is in there.
+            log_fault("Decoding", error)
+            raise unreadable(
+                "The file is damaged in a way that the decoder did not expect."
+            ) from None
+
+    async def answer(self, model: Model, samples: Sequence[DecodedSample]) -> dict[str, Any]:
+        """The answer for the frames of one study.
+
+        Raises:
+            Problem: when the replicas with the network are overloaded.
+        """
+        started = time.perf_counter()
+        try:
+            outputs = await model.engine.infer(samples)
+        except BackPressureError:
+            raise overloaded(self.settings.retry_after_s) from None
+        seconds = time.perf_counter() - started
+        loop = asyncio.get_running_loop()
+        answer: dict[str, Any] = await loop.run_in_executor(
+            self._threads.decode, model.predictor.answer, samples, outputs
+        )
+        self.metrics.study(model.name, seconds, model.predictor.task.targets, answer)
+        return {**answer, "model": model.name}
+
+
+class ModelReplica:
+    """A replica that computes for the decoding replicas; it takes no requests of its own."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = config.parse(ServeSettings, settings)
+        _quieten()
+        torch.set_num_threads(self._settings.threads)
+        self._metrics = ServeMetrics()
+        self._threads = Threads.start(decoders=1)
+        self._loading = asyncio.Lock()
+        self._pinned = {item.path: self._load(item) for item in self._settings.named_bundles}
+        self._followed: dict[str, Model] = {}
+        if self._settings.follow:
+            path = production_path(self._settings.follow, self._settings.task)
+            self._followed[path] = self._load(NamedBundle(path=path))
+
+    def check_health(self) -> None:
+        """Serve replaces the replica when this fails."""
+        check_models([*self._pinned.values(), *self._followed.values()])
+
+    async def prepare(self, path: str, name: str) -> None:
+        """Load a model before it is needed."""
+        await self._get(path, name)
+
+    async def infer(self, path: str, name: str, samples: Sequence[DecodedSample]) -> ModelOutputs:
+        """The outputs for one study."""
+        return await (await self._get(path, name)).engine.infer(samples)
+
+    async def overlay(self, path: str, name: str, sample: DecodedSample, method: str) -> bytes:
+        """A frame with a heat map, as PNG."""
+        return await (await self._get(path, name)).engine.overlay(sample, method)
+
+    async def _get(self, path: str, name: str) -> Model:
+        """A model; the decoding replicas say when production has changed.
+
+        The one before stays loaded, for the replicas that still ask for it.
+        """
+        async with self._loading:
+            model = self._pinned.get(path) or self._followed.get(path)
+            if model is None:
+                model = await asyncio.to_thread(self._load, NamedBundle(path=path, name=name))
+                self._followed = dict([*self._followed.items(), (path, model)][-2:])
+        return model
+
+    def _load(self, bundle: NamedBundle) -> Model:
+        return load_local(bundle.path, bundle.name, self._settings, self._metrics, self._threads)
+
+
+def _quieten() -> None:
+    """Keep what libraries say about a file out of the log: it may quote names and dates."""
+    warnings.simplefilter("ignore")
+    for name in ("pydicom", "PIL", "tifffile", "python_multipart"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

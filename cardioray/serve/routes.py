@@ -1,0 +1,177 @@
+"""The routes of an application, below `/v1/<task>`."""
+
+from __future__ import annotations
+
+import base64
+import functools
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+
+from cardioray import __version__
+from cardioray.bundle import CARD
+from cardioray.data.frames import ACCEPTED as ACCEPTED_FILES
+from cardioray.serve.hosting import Model, describe
+from cardioray.serve.middleware import (
+    Gatekeeper,
+    http_problem,
+    record_of,
+    validation_problem,
+)
+from cardioray.serve.problems import PROBLEM_JSON, Problem, malformed, size_text
+from cardioray.serve.schemas import ProblemDetails, answer_schema, document, request_body
+from cardioray.serve.upload import read_upload
+from cardioray.tasks.base import DecodedSample
+
+if TYPE_CHECKING:
+    from cardioray.serve.replica import Answerer
+
+ASSETS = "/docs-assets"
+# Probes have no key, and the documentation holds no secret; a browser could not send a key for it.
+OPEN_PATHS = ("/live", "/ready", "/docs", "/openapi.json", ASSETS)
+_PARAMETERS = {"model", "overlay"}
+
+ModelName = Annotated[str | None, Query(description="Name of the model; the first by default")]
+OverlayMethod = Annotated[
+    Literal["gradcam", "gradcam++", "scorecam"] | None,
+    Query(description="Heat map to add to the frames"),
+]
+
+
+def make_routes(replica: Answerer) -> FastAPI:
+    """The FastAPI application of a replica."""
+    predictor = replica.catalogue.default.predictor
+    app = FastAPIOffline(
+        title=f"CardioRay: {predictor.task.name}",
+        description=f"{predictor.task.title}. {predictor.task.intended_use}",
+        version=__version__,
+        redoc_url=None,
+        static_url=ASSETS,
+        redirect_slashes=False,
+        root_path_in_servers=False,
+        # Without this, Swagger UI sends the document to its maker's validator.
+        swagger_ui_parameters={"validatorUrl": None},
+    )
+    app.add_middleware(
+        Gatekeeper,
+        keys=replica.keys,
+        open_paths=OPEN_PATHS,
+        metrics=replica.metrics,
+        access_log=replica.settings.access_log,
+    )
+    app.add_exception_handler(HTTPException, http_problem)
+    app.add_exception_handler(RequestValidationError, validation_problem)
+    _add_answers(app, replica)
+    _add_models(app, replica)
+    _add_probes(app, replica)
+    app.openapi = functools.partial(  # type: ignore[method-assign]
+        document, app, f"/v1/{predictor.task.name}", with_keys=bool(replica.keys)
+    )
+    return app
+
+
+def _add_answers(app: FastAPI, replica: Answerer) -> None:
+    problem = {"model": ProblemDetails, "content": {PROBLEM_JSON: {}}}
+    schema = answer_schema(replica.catalogue.default.predictor)
+    statuses = (400, 401, 404, 408, 413, 415, 422, 500, 503)
+    documented: dict[int | str, dict[str, Any]] = dict.fromkeys(statuses, problem)
+    documented[200] = {"model": schema}
+
+    async def predict(
+        request: Request,
+        model: ModelName = None,
+        overlay: OverlayMethod = None,
+    ) -> Response:
+        """Answer for one study: one or several files, each with one or several frames."""
+        record = record_of(request)
+        _refuse_unknown_parameters(request)
+        chosen = replica.catalogue.get(model)
+        record.model = chosen.name
+        samples = await _read_study(request, replica, chosen)
+        answer = await replica.answer(chosen, samples)
+        if overlay:
+            most = replica.settings.limits.max_overlays
+            answer["overlays"] = await _overlays(chosen, samples[:most], overlay)
+        return JSONResponse({**answer, "request_id": record.request_id})
+
+    app.add_api_route(
+        "",
+        predict,
+        methods=["POST"],
+        name="predict",
+        responses=documented,
+        openapi_extra={"requestBody": request_body()},
+    )
+
+
+async def _read_study(request: Request, replica: Answerer, model: Model) -> list[DecodedSample]:
+    """The frames of the request's files; a problem with them says what is accepted."""
+    record, limits = record_of(request), replica.settings.limits
+    try:
+        files = await read_upload(request, limits)
+        record.received = sum(len(file) for file in files)
+        samples = await replica.decode(model, files)
+    except Problem as problem:
+        problem.accepted = (
+            f"{ACCEPTED_FILES} A request may hold {size_text(limits.max_bytes)}, "
+            f"{limits.max_files} files and {limits.max_frames} frames."
+        )
+        raise
+    record.frames = len(samples)
+    return samples
+
+
+async def _overlays(
+    model: Model, samples: list[DecodedSample], method: str
+) -> list[dict[str, Any]]:
+    overlays = []
+    for index, sample in enumerate(samples):
+        png = base64.b64encode(await model.engine.overlay(sample, method)).decode()
+        overlays.append({"frame": index, "method": method, "png": f"data:image/png;base64,{png}"})
+    return overlays
+
+
+def _refuse_unknown_parameters(request: Request) -> None:
+    if unknown := set(request.query_params) - _PARAMETERS:
+        raise malformed(
+            f"{len(unknown)} unknown query parameter(s). Known: {', '.join(sorted(_PARAMETERS))}."
+        )
+
+
+def _add_models(app: FastAPI, replica: Answerer) -> None:
+    @app.get("/models")
+    async def models() -> list[dict[str, Any]]:
+        """The models that can be asked, the default one first."""
+        return [describe(m, m is replica.catalogue.default) for m in replica.catalogue.models]
+
+    @app.get("/card")
+    async def card(request: Request, model: ModelName = None) -> Response:
+        """A model's card: Markdown where only that is accepted, else JSON with its metadata."""
+        chosen = replica.catalogue.get(model)
+        record_of(request).model = chosen.name
+        text = (chosen.bundle.path / CARD).read_text()
+        if request.headers.get("accept", "").startswith("text/markdown"):
+            return PlainTextResponse(text, media_type="text/markdown")
+        return JSONResponse(
+            {"name": chosen.name, "card": text, "metadata": dict(chosen.bundle.metadata)}
+        )
+
+
+def _add_probes(app: FastAPI, replica: Answerer) -> None:
+    @app.get("/live")
+    async def live() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "live"}
+
+    @app.get("/ready")
+    async def ready() -> dict[str, Any]:
+        """Whether every model is loaded, warm and not stuck."""
+        try:
+            replica.check_health()
+        except RuntimeError as error:
+            raise Problem("not-ready", 503, "The replica is not ready", str(error)) from None
+        return {"status": "ready", "models": [model.name for model in replica.catalogue.models]}

@@ -1,0 +1,120 @@
+"""The files of a request, in memory and within limits; nothing touches the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from cardioray.serve.problems import Problem, malformed, too_large, unreadable, unsupported_type
+from cardioray.serve.settings import Limits
+
+FIELDS = ("file", "files")
+ACCEPTED_TYPES = ("image/*", "application/dicom", "application/octet-stream")
+ACCEPTED = (
+    f"Send the files as multipart/form-data in fields named {' or '.join(FIELDS)}, or one file as "
+    f"the body with Content-Type {', '.join(ACCEPTED_TYPES)}."
+)
+_MAX_TEXT_FIELDS = 16
+_LINGER_S = 5.0
+
+
+class _InMemoryParser(MultiPartParser):
+    # SpooledTemporaryFile moves to the disk beyond this size, and never when it is 0.
+    spool_max_size = 0
+
+
+async def read_upload(request: Request, limits: Limits) -> list[bytes]:
+    """Read the files of a request.
+
+    Args:
+        request: multipart/form-data with one or several files, or one file as the body.
+        limits: enforced while the body is read.
+
+    Returns:
+        The content of each file, in order. Names and headers of the parts are dropped.
+
+    Raises:
+        Problem: when the type is not accepted, a limit is passed, or there is no file.
+        ClientDisconnect: when the client goes away.
+    """
+    content_type = request.headers.get("content-type", "application/octet-stream")
+    kind = content_type.partition(";")[0].strip().lower()
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise unsupported_type(f"with Content-Encoding {_shown(encoding)}", "Send it as it is.")
+    if kind != "multipart/form-data" and not _is_accepted(kind):
+        raise unsupported_type(_shown(kind), ACCEPTED)
+    body = _limited(request, limits.max_bytes)
+    try:
+        async with asyncio.timeout(limits.upload_s):
+            if kind == "multipart/form-data":
+                return await _read_multipart(request, body, limits)
+            return [b"".join([chunk async for chunk in body])]
+    except TimeoutError:
+        raise Problem(
+            "upload-timeout",
+            408,
+            "The upload took too long",
+            f"The body has to arrive within {limits.upload_s:g} s.",
+        ) from None
+
+
+async def _read_multipart(
+    request: Request, body: AsyncGenerator[bytes, None], limits: Limits
+) -> list[bytes]:
+    parser = _InMemoryParser(
+        request.headers, body, max_files=limits.max_files, max_fields=_MAX_TEXT_FIELDS
+    )
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise malformed(f"The multipart body is broken: {error.message} {ACCEPTED}") from None
+    try:
+        files = [v for name in FIELDS for v in form.getlist(name) if isinstance(v, UploadFile)]
+        if not files:
+            raise unreadable(f"The upload holds no file, or ends before it does. {ACCEPTED}")
+        return [await file.read() for file in files]
+    finally:
+        await form.close()
+
+
+async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The chunks of the body; refuses it as soon as it is, or says that it will be, too large."""
+    declared = request.headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        await _linger(request.stream(), max_bytes)
+        raise too_large(max_bytes)
+    stream = request.stream()
+    received = 0
+    async for chunk in stream:
+        received += len(chunk)
+        if received > max_bytes:
+            await _linger(stream, max_bytes)
+            raise too_large(max_bytes)
+        yield chunk
+
+
+async def _linger(stream: AsyncIterator[bytes], at_most: int) -> None:
+    """Read on for a while and forget it.
+
+    A connection that is closed while the client still sends is reset, and the answer is lost.
+    """
+    end = time.monotonic() + _LINGER_S
+    async for chunk in stream:
+        at_most -= len(chunk)
+        if at_most < 0 or time.monotonic() > end:
+            return
+
+
+def _is_accepted(kind: str) -> bool:
+    family = f"{kind.partition('/')[0]}/*"
+    return kind in ACCEPTED_TYPES or family in ACCEPTED_TYPES
+
+
+def _shown(text: str) -> str:
+    return repr(text[:80])

@@ -1,0 +1,147 @@
+"""What a model predicts: the meaning of a label, as part of the configuration.
+
+A target names its classes, its cut-off and the operator, so that a bundle, a plot and an answer
+can say what "1" means, and any binary image manifest works and is named as what it is.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Annotated, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import Field
+
+from cardioray.config import config
+
+_OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+
+
+@config
+class BinaryTarget:
+    """A yes/no question, asked of a 0/1 or named label, or of a number with a cut-off.
+
+    Attributes:
+        name: key of the head and of the answer ("ffr").
+        positive: name of class 1 ("FFR<=0.80").
+        negative: name of class 0 ("FFR>0.80").
+        value_column: manifest column with the number the cut-off is applied to, if there is one.
+        cutoff: value at which the class changes, in the units of `value_column`.
+        operator: a sample is positive when `value <operator> cutoff` holds.
+        label_column: manifest column with the class itself; wins over `value_column` where filled.
+        positive_aliases: other spellings of class 1 in `label_column` (folder names, codes).
+        negative_aliases: other spellings of class 0 in `label_column`.
+    """
+
+    kind: Literal["binary"] = "binary"
+    name: str
+    positive: str
+    negative: str
+    value_column: str | None = None
+    cutoff: float | None = None
+    operator: Literal["<", "<=", ">", ">="] = "<="
+    label_column: str = "label"
+    positive_aliases: tuple[str, ...] = ()
+    negative_aliases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.value_column is None) != (self.cutoff is None):
+            raise ValueError(f"target {self.name!r}: value_column and cutoff go together.")
+
+    @property
+    def classes(self) -> tuple[str, str]:
+        """Class names in the order of their codes 0 and 1."""
+        return (self.negative, self.positive)
+
+    def encode(self, table: pd.DataFrame) -> NDArray[np.float32]:
+        """Labels of a manifest: 0.0, 1.0, or NaN where neither column is filled; shape (rows,).
+
+        Raises:
+            ValueError: when neither column is present, a label is unknown, or label and value
+                contradict each other; names the first row at fault.
+        """
+        labels = np.full(len(table), np.nan, dtype=np.float32)
+        if self.value_column is not None and self.value_column in table:
+            values = pd.to_numeric(table[self.value_column], errors="raise").to_numpy(float)
+            assert self.cutoff is not None
+            known = np.isfinite(values)
+            labels[known] = _OPERATORS[self.operator](values[known], self.cutoff)
+        elif self.label_column not in table:
+            wanted = " or ".join(repr(c) for c in (self.label_column, self.value_column) if c)
+            raise ValueError(f"target {self.name!r} needs a column {wanted} in the manifest.")
+        if self.label_column in table:
+            named = self._encode_names(table[self.label_column])
+            clash = np.isfinite(named) & np.isfinite(labels) & (named != labels)
+            if clash.any():
+                row = int(np.flatnonzero(clash)[0])
+                raise ValueError(
+                    f"row {row + 1}: {self.label_column}={table[self.label_column].iloc[row]!r} "
+                    f"contradicts {self.value_column}={table[self.value_column].iloc[row]!r} "
+                    f"(positive is {self.value_column} {self.operator} {self.cutoff})."
+                )
+            labels = np.where(np.isfinite(named), named, labels).astype(np.float32)
+        return labels
+
+    def _encode_names(self, column: pd.Series) -> NDArray[np.float32]:
+        codes = {
+            name.lower(): 1.0
+            for name in (self.positive, *self.positive_aliases, "1", "1.0", "true")
+        }
+        codes |= {
+            name.lower(): 0.0
+            for name in (self.negative, *self.negative_aliases, "0", "0.0", "false")
+        }
+        missing = column.isna() | (column.astype(str).str.strip() == "")
+        coded = column.astype(str).str.strip().str.lower().map(codes)
+        unknown = coded.isna() & ~missing
+        if unknown.any():
+            row = int(np.flatnonzero(unknown)[0])
+            raise ValueError(
+                f"row {row + 1}: {self.label_column}={column.iloc[row]!r} is none of the classes "
+                f"{self.positive!r} (also {', '.join((*self.positive_aliases, '1'))}) and "
+                f"{self.negative!r} (also {', '.join((*self.negative_aliases, '0'))})."
+            )
+        return coded.to_numpy(np.float32)
+
+
+@config
+class RegressionTarget:
+    """A number to predict.
+
+    Attributes:
+        name: key of the head and of the answer ("ffr_value").
+        value_column: manifest column with the number.
+        unit: unit in plots and answers ("" for a ratio).
+        low: lowest possible value, used to bound answers.
+        high: highest possible value.
+    """
+
+    kind: Literal["regression"] = "regression"
+    name: str
+    value_column: str
+    unit: str = ""
+    low: float = -float("inf")
+    high: float = float("inf")
+
+    def encode(self, table: pd.DataFrame) -> NDArray[np.float32]:
+        """Values of a manifest, NaN where missing; shape (rows,).
+
+        Raises:
+            ValueError: when the column is absent or a value is no number or out of range.
+        """
+        if self.value_column not in table:
+            raise ValueError(f"target {self.name!r} needs a column {self.value_column!r}.")
+        values = pd.to_numeric(table[self.value_column], errors="raise").to_numpy(np.float32)
+        outside = np.isfinite(values) & ((values < self.low) | (values > self.high))
+        if outside.any():
+            row = int(np.flatnonzero(outside)[0])
+            raise ValueError(
+                f"row {row + 1}: {self.value_column}={values[row]} is outside "
+                f"[{self.low}, {self.high}]."
+            )
+        return values
+
+
+Target = Annotated[BinaryTarget | RegressionTarget, Field(discriminator="kind")]

@@ -1,0 +1,8 @@
+"""The clinical questions CardioRay answers, one file a task."""
+
+from __future__ import annotations
+
+from cardioray.tasks import ffr, image  # noqa: F401  (importing a task registers it)
+from cardioray.tasks.base import TASKS, Task, make_task
+
+__all__ = ["TASKS", "Task", "make_task"]

@@ -1,0 +1,287 @@
+"""What a task is: the contract between a clinical question and the machinery that runs it.
+
+Training, comparison, batch inference and serving call these methods and nothing else of a task,
+so one loop, one pipeline and one server carry them all.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from cardioray import config
+from cardioray.data.manifest import Manifest
+from cardioray.data.splits import SplitConfig
+from cardioray.evaluation.metrics import binary_metrics, regression_metrics
+from cardioray.evaluation.predictions import check_predictions, per_study
+from cardioray.evaluation.thresholds import parse_rule
+from cardioray.registry import Registry
+from cardioray.targets import BinaryTarget, RegressionTarget
+
+Batch = dict[str, Tensor]
+Outputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodedSample:
+    """One sample as shards hold it and models take it.
+
+    Attributes:
+        frame: which frame of its source it is ("0" where the source has one).
+        arrays: uint8 arrays by column name, each of the task's fixed or ragged shape.
+        picture: the frame before any resize, (H, W) or (H, W, 3); what overlays are drawn on.
+    """
+
+    frame: str
+    arrays: Mapping[str, NDArray[np.uint8]]
+    picture: NDArray[np.uint8]
+
+    @property
+    def source_shape(self) -> tuple[int, int]:
+        """Height and width in px before any resize."""
+        return (self.picture.shape[0], self.picture.shape[1])
+
+
+@config.config
+class OperatingConfig:
+    """How scores become answers; fitted on calibration patients.
+
+    Attributes:
+        rule: threshold rule: "youden", "best_f1", "fixed:0.5", "sensitivity:0.90".
+        calibration: of probabilities: "platt", "temperature", "isotonic" or "none".
+        alpha: share of patients whose truth may be outside the conformal set.
+    """
+
+    rule: str = "youden"
+    calibration: str = "platt"
+    alpha: float = Field(default=0.1, gt=0, lt=1)
+
+    def __post_init__(self) -> None:
+        parse_rule(self.rule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelStatistics:
+    """What the loss needs to know of the training labels.
+
+    Attributes:
+        class_weights: per binary target, weights of class 0 and class 1.
+        means: per regression target, mean of the training values.
+        deviations: per regression target, their standard deviation.
+    """
+
+    class_weights: Mapping[str, tuple[float, float]]
+    means: Mapping[str, float]
+    deviations: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Monitor:
+    """The validation figure that stops training early and chooses winners.
+
+    Attributes:
+        name: column of the training log ("val_auc").
+        mode: whether more or less is better.
+    """
+
+    name: str
+    mode: Literal["min", "max"]
+
+    def better(self, value: float, best: float, min_delta: float = 0.0) -> bool:
+        """Whether a value beats the best so far by more than `min_delta`; NaN never does."""
+        gain = value - best if self.mode == "max" else best - value
+        return bool(gain > min_delta)
+
+    @property
+    def worst(self) -> float:
+        """The value that any other one beats."""
+        return -float("inf") if self.mode == "max" else float("inf")
+
+
+class Task(ABC):
+    """One clinical question with its inputs, targets, model, loss, metrics and answer.
+
+    Attributes:
+        name: name in commands, routes and bundles.
+        title: the question in a few words.
+        intended_use: what an answer may be used for; goes into the model card.
+        settings_type: the typed settings of the task.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    intended_use: ClassVar[str]
+    settings_type: ClassVar[type]
+
+    def __init__(self, settings: Any) -> None:
+        assert isinstance(settings, self.settings_type)
+        self.settings = settings
+
+    @property
+    @abstractmethod
+    def targets(self) -> tuple[BinaryTarget | RegressionTarget, ...]:
+        """The heads; the first one is the headline."""
+
+    @property
+    @abstractmethod
+    def split(self) -> SplitConfig:
+        """How patients are divided where the manifest does not say."""
+
+    @property
+    @abstractmethod
+    def operating(self) -> OperatingConfig:
+        """How scores become answers."""
+
+    @property
+    @abstractmethod
+    def monitor(self) -> Monitor:
+        """The figure that early stopping, ASHA and the choice of a winner follow."""
+
+    @property
+    @abstractmethod
+    def modality(self) -> str:
+        """DICOM modality of the input ("XA", "US", "ECG")."""
+
+    # From files to shards
+
+    @abstractmethod
+    def read_manifest(self, data: str, patient_from: str | None) -> Manifest:
+        """Read a manifest of this task's kind; see `cardioray.data.manifest`."""
+
+    @abstractmethod
+    def decode_settings(self) -> Any:
+        """The settings that shards depend on; two runs with equal ones share their shards."""
+
+    @abstractmethod
+    def decode(self, data: bytes, frames: str | None) -> list[DecodedSample]:
+        """Decode one file; the only way from bytes to arrays, in training and serving alike.
+
+        Args:
+            data: the whole file.
+            frames: the manifest's frame selection, or None for the task's default.
+
+        Raises:
+            UnreadableImage: when the file cannot be read; says why and what is accepted.
+        """
+
+    @abstractmethod
+    def from_array(self, array: NDArray[Any]) -> DecodedSample:
+        """A decoded picture or clip as a sample; what `predict` does with a NumPy array.
+
+        Raises:
+            UnreadableImage: for a shape or type that is none.
+        """
+
+    # From shards to a model
+
+    @property
+    @abstractmethod
+    def columns(self) -> tuple[str, ...]:
+        """Array columns of a shard that the model takes."""
+
+    @abstractmethod
+    def build_model(self) -> nn.Module:
+        """A new network with random weights; takes the columns in order.
+
+        It also has `forward_with_features`, which gives the pooled features beside the outputs.
+        """
+
+    @abstractmethod
+    def starting_weights(self, cache: str) -> str | None:
+        """Where a run's first weights come from, decided once; None for a start from scratch."""
+
+    @abstractmethod
+    def load_starting_weights(self, model: nn.Module, path: str) -> None:
+        """Load what `starting_weights` found."""
+
+    @abstractmethod
+    def freeze(self, model: nn.Module, part: str) -> None:
+        """Fix a part of the network for a training stage, and free the rest.
+
+        Args:
+            model: what `build_model` returned.
+            part: "none", "backbone", or "first_blocks".
+        """
+
+    @abstractmethod
+    def pretrained_part(self, model: nn.Module) -> nn.Module:
+        """The part of the network that starting weights fill; its batch norm can be frozen."""
+
+    @abstractmethod
+    def augment(self, batch: Batch, seed: tuple[int, ...]) -> Batch:
+        """Random changes to a training batch on its device, drawn from the seed alone."""
+
+    @abstractmethod
+    def loss(self, outputs: Outputs, batch: Batch, statistics: LabelStatistics) -> Tensor:
+        """The scalar to minimise; missing labels (NaN) are left out."""
+
+    @abstractmethod
+    def scores(self, outputs: Outputs, statistics: LabelStatistics) -> dict[str, Tensor]:
+        """Per target what the predictions table holds: a probability or a number, (B,)."""
+
+    def validation_figures(self, table: pd.DataFrame) -> dict[str, float]:
+        """What the log says of the validation split after an epoch, for the headline target.
+
+        `val_loss` is the log loss or squared error a sample; the other figures are over studies.
+
+        Args:
+            table: predictions of the validation split.
+        """
+        target = self.targets[0]
+        samples = check_predictions(table, target)
+        labels, scores = samples["label"].to_numpy(float), samples["score"].to_numpy(float)
+        studies = per_study(samples)
+        if target.kind == "binary":
+            clipped = np.clip(scores, 1e-7, 1 - 1e-7)
+            losses = -(labels * np.log(clipped) + (1 - labels) * np.log(1 - clipped))
+            figures = binary_metrics(studies["label"], studies["score"], 0.5)
+            named = {"val_auc": figures.auc, "val_accuracy": figures.accuracy}
+        else:
+            losses = (labels - scores) ** 2
+            numbers = regression_metrics(studies["label"], studies["score"])
+            named = {"val_mae": numbers.mae, "val_r2": numbers.r2}
+        return {"val_loss": float(losses.mean()), **named}
+
+    def label_statistics(self, labels: Mapping[str, NDArray[np.float32]]) -> LabelStatistics:
+        """Class weights total / (2 N_class) and label means over the training rows."""
+        weights: dict[str, tuple[float, float]] = {}
+        means: dict[str, float] = {}
+        deviations: dict[str, float] = {}
+        for target in self.targets:
+            known = labels[target.name][np.isfinite(labels[target.name])]
+            if target.kind == "binary":
+                counts = [max(1, int((known == code).sum())) for code in (0, 1)]
+                total = len(known)
+                weights[target.name] = (total / (2 * counts[0]), total / (2 * counts[1]))
+            else:
+                means[target.name] = float(known.mean())
+                deviations[target.name] = float(max(known.std(), 1e-6))
+        return LabelStatistics(class_weights=weights, means=means, deviations=deviations)
+
+
+TASKS: Registry[type[Task]] = Registry("task")
+
+
+def make_task(
+    name: str, settings: Mapping[str, Any] | None = None, overrides: Iterable[str] = ()
+) -> Task:
+    """Build a task from its name, its written settings and `section.key=value` overrides.
+
+    Raises:
+        ValueError: for an unknown task or setting; lists the known ones.
+    """
+    task_type = TASKS.get(name)
+    return task_type(config.parse(task_type.settings_type, settings or {}, overrides))
+
+
+def encode_labels(task: Task, table: pd.DataFrame) -> dict[str, NDArray[np.float32]]:
+    """The labels of every target for a manifest or shard table, NaN where missing."""
+    return {target.name: target.encode(table) for target in task.targets}

@@ -1,0 +1,244 @@
+"""Task `image`: any question about single pictures, named by its targets.
+
+Binary and regression targets share one backbone and head. `ffr` is this task with the words and
+defaults of its field.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from cardioray.config import config
+from cardioray.data.augment import Augment, AugmentConfig
+from cardioray.data.frames import UnreadableImage, to_uint8
+from cardioray.data.image import FrameSelection, ImagePreprocess, read_numbered_frames
+from cardioray.data.manifest import Manifest, read_manifest
+from cardioray.data.splits import SplitConfig
+from cardioray.models.classifier import ImageClassifier, ImageModelConfig
+from cardioray.models.weights import load_backbone, read_weights, starting_weights
+from cardioray.targets import BinaryTarget, RegressionTarget
+from cardioray.tasks.base import (
+    TASKS,
+    Batch,
+    DecodedSample,
+    LabelStatistics,
+    Monitor,
+    OperatingConfig,
+    Outputs,
+    Task,
+)
+
+
+@config
+class ImageLoss:
+    """The loss of the binary and regression heads.
+
+    Attributes:
+        label_smoothing: share of a binary label spread evenly over both classes.
+        class_weights: weigh classes by total / (2 N_class) of the training rows.
+        regression_weight: weight of each regression head's squared error (in units of its
+            standard deviation) beside the binary heads.
+    """
+
+    label_smoothing: float = Field(default=0.2, ge=0, lt=1)
+    class_weights: bool = True
+    regression_weight: float = Field(default=0.3, ge=0)
+
+
+@config
+class ImageSettings:
+    """Settings of an image task.
+
+    Attributes:
+        target: the headline question.
+        value_target: a number predicted by a second head, or None.
+        frames: which frames of a multi-frame file are samples ("all", "contrast", "12", "10-20").
+        preprocess: from the decoded picture to the stored one; travels with the bundle.
+        model: backbone, head, starting weights.
+        augment: random changes during training.
+        loss: weights and smoothing.
+        split: how patients are divided.
+        operating: threshold rule, calibration and conformal set.
+    """
+
+    target: BinaryTarget = BinaryTarget(name="image", positive="positive", negative="negative")
+    value_target: RegressionTarget | None = None
+    frames: str = "all"
+    preprocess: ImagePreprocess = ImagePreprocess()
+    model: ImageModelConfig = ImageModelConfig()
+    augment: AugmentConfig = AugmentConfig()
+    loss: ImageLoss = ImageLoss()
+    split: SplitConfig = SplitConfig()
+    operating: OperatingConfig = OperatingConfig()
+
+    def __post_init__(self) -> None:
+        FrameSelection.parse(self.frames)
+
+
+@config
+class ImageDecoding:
+    """What the content of image shards depends on."""
+
+    preprocess: ImagePreprocess
+    frames: str
+
+
+@TASKS.register("image")
+class ImageTask(Task):
+    """A binary question about a picture, optionally with a number beside it."""
+
+    name: ClassVar[str] = "image"
+    title: ClassVar[str] = "Binary question about a picture"
+    intended_use: ClassVar[str] = "Research on labelled pictures. Not for clinical use."
+    settings_type: ClassVar[type] = ImageSettings
+    settings: ImageSettings
+
+    @functools.cached_property
+    def _augment(self) -> Augment:
+        return Augment(self.settings.augment)
+
+    @property
+    def targets(self) -> tuple[BinaryTarget | RegressionTarget, ...]:
+        """The question and, where set, the number."""
+        value = self.settings.value_target
+        return (self.settings.target,) if value is None else (self.settings.target, value)
+
+    @property
+    def split(self) -> SplitConfig:
+        """How patients are divided."""
+        return self.settings.split
+
+    @property
+    def operating(self) -> OperatingConfig:
+        """Threshold rule, calibration and conformal set."""
+        return self.settings.operating
+
+    @property
+    def monitor(self) -> Monitor:
+        """AUC over validation studies."""
+        return Monitor(name="val_auc", mode="max")
+
+    @property
+    def modality(self) -> str:
+        """Any."""
+        return "OT"
+
+    def read_manifest(self, data: str, patient_from: str | None) -> Manifest:
+        """Folder per class, CSV, Excel, Parquet, or a folder that holds a manifest."""
+        return read_manifest(data, self.settings.target, patient_from=patient_from)
+
+    def decode_settings(self) -> ImageDecoding:
+        """Preprocessing and frame selection decide what shards hold."""
+        return ImageDecoding(preprocess=self.settings.preprocess, frames=self.settings.frames)
+
+    def decode(self, data: bytes, frames: str | None) -> list[DecodedSample]:
+        """Read the wanted frames and bring each to the model's size."""
+        selection = FrameSelection.parse(frames or self.settings.frames)
+        return [
+            DecodedSample(
+                frame=str(number),
+                arrays={"image": self.settings.preprocess.apply(picture)},
+                picture=picture,
+            )
+            for number, picture in read_numbered_frames(data, frames=selection)
+        ]
+
+    def from_array(self, array: NDArray[Any]) -> DecodedSample:
+        """A picture (H, W) or (H, W, 3) of any type that `to_uint8` can scale."""
+        if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
+            raise UnreadableImage(
+                f"An array of shape (H, W) or (H, W, 3) is needed, not {array.shape}."
+            )
+        picture = to_uint8(array)
+        return DecodedSample(
+            frame="0",
+            arrays={"image": self.settings.preprocess.apply(picture)},
+            picture=picture,
+        )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """One picture (H, W, C)."""
+        return ("image",)
+
+    def build_model(self) -> ImageClassifier:
+        """Backbone, head and normalisation; takes (B, H, W, C) uint8 or [0, 1] floats."""
+        return ImageClassifier(
+            self.settings.model,
+            channels=self.settings.preprocess.channels,
+            outputs=tuple(target.name for target in self.targets),
+        )
+
+    def starting_weights(self, cache: str) -> str | None:
+        """Published or given backbone weights."""
+        model = self.settings.model
+        return starting_weights(model, self.settings.preprocess.channels, cache)
+
+    def load_starting_weights(self, model: nn.Module, path: str) -> None:
+        """Load the backbone; the head stays as it was drawn."""
+        assert isinstance(model, ImageClassifier)
+        load_backbone(model.backbone.net, read_weights(path), path)
+
+    def freeze(self, model: nn.Module, part: str) -> None:
+        """Fix nothing, the backbone, or its stem and first block."""
+        assert isinstance(model, ImageClassifier)
+        model.requires_grad_(True)
+        if part == "backbone":
+            model.backbone.requires_grad_(False)
+        elif part == "first_blocks":
+            for parameter in model.backbone.first_blocks(2):
+                parameter.requires_grad_(False)
+
+    def pretrained_part(self, model: nn.Module) -> nn.Module:
+        """The backbone."""
+        assert isinstance(model, ImageClassifier)
+        return model.backbone
+
+    def augment(self, batch: Batch, seed: tuple[int, ...]) -> Batch:
+        """Rotation, shift, zoom, contrast and brightness, for each picture by itself."""
+        floats = batch["image"].permute(0, 3, 1, 2).float() / 255.0
+        changed = self._augment(floats, seed=seed)
+        return {**batch, "image": changed.permute(0, 2, 3, 1)}
+
+    def loss(self, outputs: Outputs, batch: Batch, statistics: LabelStatistics) -> Tensor:
+        """Weighted, smoothed cross-entropy, plus squared error of the number in SD units."""
+        target = self.settings.target
+        total = self._binary_loss(outputs[target.name], batch[target.name], statistics)
+        value = self.settings.value_target
+        if value is not None:
+            known = torch.isfinite(batch[value.name])
+            wanted = (batch[value.name] - statistics.means[value.name]) / statistics.deviations[
+                value.name
+            ]
+            errors = (outputs[value.name] - torch.where(known, wanted, 0.0)) ** 2
+            mean_error = (errors * known).sum() / known.sum().clamp(min=1)
+            total = total + self.settings.loss.regression_weight * mean_error
+        return total
+
+    def _binary_loss(self, logits: Tensor, labels: Tensor, statistics: LabelStatistics) -> Tensor:
+        settings = self.settings.loss
+        known = torch.isfinite(labels)
+        labels = torch.where(known, labels, 0.0)
+        smoothed = labels * (1 - settings.label_smoothing) + settings.label_smoothing / 2
+        losses = F.binary_cross_entropy_with_logits(logits, smoothed, reduction="none")
+        if settings.class_weights:
+            negative, positive = statistics.class_weights[self.settings.target.name]
+            losses = losses * torch.where(labels > 0.5, positive, negative)
+        return (losses * known).sum() / known.sum().clamp(min=1)
+
+    def scores(self, outputs: Outputs, statistics: LabelStatistics) -> dict[str, Tensor]:
+        """Probability of the positive class; the number in its own units and bounds."""
+        scored = {self.settings.target.name: torch.sigmoid(outputs[self.settings.target.name])}
+        value = self.settings.value_target
+        if value is not None:
+            mean, deviation = statistics.means[value.name], statistics.deviations[value.name]
+            number = outputs[value.name] * deviation + mean
+            scored[value.name] = number.clamp(value.low, value.high)
+        return scored

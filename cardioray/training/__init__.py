@@ -1,0 +1,1 @@
+"""Ray Train: one loop for every task."""

@@ -1,0 +1,475 @@
+"""The training loop: one for every task, on one worker or many."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from ray.actor import ActorHandle
+from ray.train import Checkpoint, CheckpointUploadMode
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cardioray.data.ranks import RankedRows, Rows
+from cardioray.data.shards import ShardSet
+from cardioray.models.runtime import use_bf16
+from cardioray.tasks.base import Batch, LabelStatistics, Monitor, Task
+from cardioray.training.feed import RowFeed, epoch_order
+from cardioray.training.logs import RunLogs
+from cardioray.training.outcome import write_outcome
+from cardioray.training.schedule import note_plateau, scheduled_rate
+from cardioray.training.settings import RunConfig, StageConfig
+from cardioray.training.state import Progress, TrainState, read_progress
+
+log = logging.getLogger(__name__)
+
+SCORED_SPLITS = ("validation", "calibration", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    """What the driver decided before any worker started; the same on every rank.
+
+    Attributes:
+        run: the run's settings, in their written form.
+        folder: the run's folder or prefix.
+        shards: prepared data.
+        rows: per split the rows that take part, ascending.
+        labels: per target the labels of every sample of the shards.
+        statistics: of the training labels.
+        weights: where the first weights come from, or None.
+        stages: the stages to go through.
+        progress: actor that is told how far the run is, or None.
+        label: name of the run in progress displays.
+    """
+
+    run: dict[str, Any]
+    folder: str
+    shards: ShardSet
+    rows: dict[str, Rows]
+    labels: dict[str, NDArray[np.float32]]
+    statistics: LabelStatistics
+    weights: str | None
+    stages: tuple[StageConfig, ...]
+    progress: ActorHandle[Any] | None
+    label: str
+
+
+def train_worker(plan: TrainPlan) -> None:
+    """What each Ray Train worker runs.
+
+    Rank 0 leaves the best weights, the log and the predictions of every scored split in the run's
+    folder.
+    """
+    context = ray.train.get_context()
+    _Trainer(plan, context.get_world_rank(), context.get_world_size()).run()
+
+
+class _Trainer:
+    """The state of one rank."""
+
+    def __init__(self, plan: TrainPlan, rank: int, world_size: int) -> None:
+        self.plan = plan
+        self.rank = rank
+        self.world_size = world_size
+        written = dict(plan.run)
+        self.config = RunConfig.build(written.pop("task"), written)
+        self.task = self.config.task
+        self.settings = self.config.train
+        self.device = _device()
+        self.feeds = {name: self._feed(name) for name in plan.rows}
+        self.bf16 = use_bf16(self.settings.precision, self.device)
+        torch.manual_seed(self.settings.seed)
+        self.model = self._new_model()
+        self.state: TrainState | None = None
+        self.logs: RunLogs | None = None
+        self._told_at = 0.0
+
+    def _feed(self, name: str) -> RowFeed:
+        plan, settings = self.plan, self.settings
+        split = RankedRows(plan.shards, plan.rows, self.task.columns, settings.seed)
+        rows = split.rows(name, self.rank, self.world_size)
+        positions = np.searchsorted(plan.shards.samples["row"].to_numpy(), rows)
+        own_bytes = plan.shards.index.array_bytes * len(rows) / len(plan.shards.samples)
+        return RowFeed(
+            iterator=ray.train.get_dataset_shard(name),
+            rows=rows,
+            labels={target: values[positions] for target, values in plan.labels.items()},
+            cached=own_bytes <= settings.cache_gb * 1e9,
+            device=self.device,
+        )
+
+    def _new_model(self) -> nn.Module:
+        model = self.task.build_model()
+        if self.plan.weights is not None:
+            self.task.load_starting_weights(model, self.plan.weights)
+        if self.settings.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        return model.to(self.device)
+
+    def run(self) -> None:
+        progress = Progress()
+        checkpoint = ray.train.get_checkpoint()
+        with checkpoint.as_directory() if checkpoint else contextlib.nullcontext() as folder:
+            if folder:
+                progress = read_progress(Path(folder))
+            if self.rank == 0:
+                self.logs = RunLogs.open(self.plan.folder, self.plan.label, self.plan.run, progress)
+            while progress.stage < len(self.plan.stages):
+                self._run_stage(progress, Path(folder) if folder else None)
+                folder = None
+                progress.stage += 1
+                progress.stage_epoch = 0
+                progress.stage_best, progress.waited, progress.plateau = None, 0, {}
+        assert self.state is not None
+        tables = [self.score(self.model, name) for name in SCORED_SPLITS if name in self.feeds]
+        if self.logs is not None:
+            self.logs.close()
+            self._tell({"done": True})
+            predictions = pd.concat(tables, ignore_index=True)
+            write_outcome(self.plan.folder, self.state.best_weights, progress, predictions)
+
+    def _run_stage(self, progress: Progress, folder: Path | None) -> None:
+        stage = self.plan.stages[progress.stage]
+        self.task.freeze(self.model, stage.frozen)
+        averaged = self._averaged()
+        optimizer = self._optimizer(stage)
+        best = self.state.best_weights if self.state else _copied(self.model)
+        state = TrainState(progress, self.model, averaged, best, optimizer)
+        if folder is not None:
+            state.load_tensors(folder)
+        self.state = state
+        network = self._distributed()
+        while progress.stage_epoch < stage.epochs and not self._out_of_patience(stage, progress):
+            self._run_epoch(stage, network)
+        # The next stage, and the final scores, start from the best weights, not from the last ones.
+        self.model.load_state_dict(state.best_weights)
+
+    def _averaged(self) -> AveragedModel | None:
+        decay = self.settings.optimizer.ema_decay
+        if decay is None:
+            return None
+        average = get_ema_multi_avg_fn(decay)
+        return AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+
+    def _optimizer(self, stage: StageConfig) -> torch.optim.Optimizer:
+        settings = self.settings.optimizer
+        learning = [p for p in self.model.parameters() if p.requires_grad]
+        # Norms and biases are not decayed: shrinking them changes the function, not its complexity.
+        groups = [
+            {"params": [p for p in learning if p.ndim > 1], "weight_decay": settings.weight_decay},
+            {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        if settings.kind == "sgd":
+            return torch.optim.SGD(groups, lr=stage.learning_rate, momentum=0.9)
+        fused = self.device.type == "cuda"
+        return torch.optim.AdamW(groups, lr=stage.learning_rate, fused=fused)
+
+    def _distributed(self) -> nn.Module:
+        model: nn.Module = self.model
+        if self.settings.compile:
+            model = torch.compile(model)  # type: ignore[assignment]
+        if self.world_size == 1:
+            return model
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices)
+
+    # One epoch
+
+    def _run_epoch(self, stage: StageConfig, network: nn.Module) -> None:
+        assert self.state is not None
+        progress = self.state.progress
+        started = time.perf_counter()
+        self._train_mode(network, stage)
+        losses, rate, waited = self._steps(stage, network)
+        trained = time.perf_counter() - started
+        self._share_buffers()
+        table = self.score(self._kept_model(), "validation")
+        figures = self.task.validation_figures(table)
+        progress.epoch += 1
+        progress.stage_epoch += 1
+        progress.losses.extend(losses)
+        row = {
+            "epoch": progress.epoch,
+            "stage": stage.name,
+            "step": progress.step,
+            "learning_rate": rate,
+            "train_loss": float(np.mean(losses)),
+            **figures,
+        }
+        progress.log.append(row)
+        self._note_best(stage, figures)
+        seen = len(losses) * self.settings.optimizer.accumulate
+        images = seen * self.settings.batch_size * self.world_size
+        speed = {
+            "images_per_second": images / trained,
+            "data_wait_share": waited / trained,
+            "epoch_seconds": time.perf_counter() - started,
+        }
+        self._tell({"images_per_second": speed["images_per_second"], "best": progress.best})
+        if self.logs is not None:
+            self.logs.write_epoch(progress, speed)
+        self._report(row | speed)
+
+    def _steps(self, stage: StageConfig, network: nn.Module) -> tuple[list[float], float, float]:
+        """Train on every row once; gives the step losses, the last rate, and seconds waited."""
+        assert self.state is not None
+        progress, optimizer = self.state.progress, self.state.optimizer
+        accumulate = self.settings.optimizer.accumulate
+        num_batches = len(self.feeds["train"]) // self.settings.batch_size
+        num_steps = num_batches // accumulate
+        assert num_steps > 0, "the driver checks that every worker fills a step"
+        batches = self._train_batches(progress.epoch)
+        losses: list[Tensor] = []
+        rate, waited = 0.0, 0.0
+        for step in range(num_steps):
+            rate = self._set_rate(stage, progress, num_steps, step)
+            total = torch.zeros((), device=self.device)
+            for part in range(accumulate):
+                asked = time.perf_counter()
+                batch = next(batches)
+                waited += time.perf_counter() - asked
+                seed = (self.settings.seed, progress.epoch, self.rank, step, part)
+                last = part == accumulate - 1
+                total += self._backward(network, batch, seed, last) / accumulate
+            self._step_optimizer(optimizer)
+            progress.step += 1
+            losses.append(total)
+            self._tell_progress(stage, progress, step + 1, num_steps)
+        stacked = torch.stack(losses)
+        if self.world_size > 1:
+            dist.all_reduce(stacked)
+            stacked /= self.world_size
+        return stacked.tolist(), rate, waited
+
+    def _train_batches(self, epoch: int) -> Iterator[Batch]:
+        feed, settings = self.feeds["train"], self.settings
+        order = epoch_order(len(feed), seed=settings.seed, epoch=epoch, rank=self.rank)
+        shuffle_seed = int(np.random.SeedSequence((settings.seed, epoch)).generate_state(1)[0])
+        batches = feed.batches(
+            settings.batch_size, order=order, buffer=settings.shuffle_buffer, seed=shuffle_seed
+        )
+        return (batch for _, batch in batches)
+
+    def _backward(
+        self, network: nn.Module, batch: Batch, seed: tuple[int, ...], last: bool
+    ) -> Tensor:
+        # Dropout draws from the global generator: set per step, a resumed run draws the same.
+        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        batch = self.task.augment(batch, seed)
+        quiet: AbstractContextManager[None] = contextlib.nullcontext()
+        if isinstance(network, DistributedDataParallel) and not last:
+            quiet = network.no_sync()
+        with quiet:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                outputs = network(*(batch[name] for name in self.task.columns))
+            outputs = {name: value.float() for name, value in outputs.items()}
+            loss = self.task.loss(outputs, batch, self.plan.statistics)
+            (loss / self.settings.optimizer.accumulate).backward()
+        return loss.detach()
+
+    def _step_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        assert self.state is not None
+        clip = self.settings.optimizer.gradient_clip
+        if clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if isinstance(self.state.averaged, AveragedModel):
+            self.state.averaged.update_parameters(self.model)
+
+    def _share_buffers(self) -> None:
+        """Give every rank the batch norm statistics of rank 0.
+
+        DDP does so at the start of a step. Without it here, each rank would validate another
+        network, and none but rank 0 the one that is kept.
+        """
+        assert self.state is not None
+        if self.world_size == 1:
+            return
+        for module in (self.model, self.state.averaged):
+            for buffer in module.buffers() if module is not None else ():
+                dist.broadcast(buffer, src=0)
+
+    def _train_mode(self, network: nn.Module, stage: StageConfig) -> None:
+        network.train()
+        for module in self.model.modules():
+            if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+                continue
+            parameters = list(module.parameters(recurse=False))
+            frozen = bool(parameters) and not any(p.requires_grad for p in parameters)
+            if frozen:
+                module.eval()
+        if stage.freeze_batch_norm:
+            for module in self.task.pretrained_part(self.model).modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def _set_rate(self, stage: StageConfig, progress: Progress, num_steps: int, step: int) -> float:
+        assert self.state is not None
+        total = stage.epochs * num_steps
+        done = progress.stage_epoch * num_steps + step
+        rate = scheduled_rate(stage, done / total, progress.plateau)
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    # Validation, early stopping, checkpoints
+
+    def _kept_model(self) -> nn.Module:
+        """The weights that are validated and kept: the running average where there is one."""
+        assert self.state is not None
+        if isinstance(self.state.averaged, AveragedModel):
+            return self.state.averaged.module
+        return self.model
+
+    @torch.inference_mode()
+    def score(self, model: nn.Module, name: str) -> pd.DataFrame:
+        """The predictions table of a split; every row once, complete on every rank."""
+        feed = self.feeds[name]
+        model.eval()
+        rows: list[Rows] = []
+        scores: list[dict[str, Tensor]] = []
+        for batch_rows, batch in feed.batches(self.settings.batch_size, order=None):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                outputs = model(*(batch[column] for column in self.task.columns))
+            outputs = {key: value.float() for key, value in outputs.items()}
+            rows.append(batch_rows)
+            scores.append(self.task.scores(outputs, self.plan.statistics))
+        # A rank may have no row of a small split.
+        merged = {
+            target.name: np.concatenate(
+                [np.empty(0, np.float32), *(s[target.name].cpu().numpy() for s in scores)]
+            )
+            for target in self.task.targets
+        }
+        shares = self._gathered((np.concatenate([np.empty(0, np.int64), *rows]), merged))
+        all_rows = np.concatenate([share[0] for share in shares]).astype(np.int64)
+        all_scores = {
+            target.name: np.concatenate([share[1][target.name] for share in shares])
+            for target in self.task.targets
+        }
+        return predictions_table(self.plan, self.task, name, all_rows, all_scores)
+
+    def _gathered(self, share: Any) -> list[Any]:
+        if self.world_size == 1:
+            return [share]
+        shares: list[Any] = [None] * self.world_size
+        dist.all_gather_object(shares, share)
+        return shares
+
+    def _note_best(self, stage: StageConfig, figures: dict[str, float]) -> None:
+        assert self.state is not None
+        progress, monitor = self.state.progress, self.task.monitor
+        value = figures[monitor.name]
+        if _beats(monitor, value, progress.best):
+            progress.best, progress.best_epoch = value, progress.epoch
+            self.state.best_weights = _copied(self._kept_model())
+        if _beats(monitor, value, progress.stage_best, stage.min_delta):
+            progress.stage_best, progress.waited = value, 0
+        else:
+            progress.waited += 1
+        note_plateau(stage, progress.plateau, figures["val_loss"])
+
+    @staticmethod
+    def _out_of_patience(stage: StageConfig, progress: Progress) -> bool:
+        return stage.patience is not None and progress.waited >= stage.patience
+
+    def _report(self, figures: dict[str, Any]) -> None:
+        assert self.state is not None
+        progress = self.state.progress
+        due = progress.epoch % self.settings.checkpoint_every == 0
+        if not due:
+            ray.train.report(figures)
+            return
+        checkpoint = None
+        if self.rank == 0:
+            folder = tempfile.mkdtemp(prefix="cardioray-checkpoint-")
+            self.state.save(Path(folder))
+            checkpoint = Checkpoint.from_directory(folder)
+        ray.train.report(
+            figures,
+            checkpoint=checkpoint,
+            checkpoint_dir_name=f"checkpoint_{progress.epoch:05d}",
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        )
+
+    def _tell_progress(
+        self, stage: StageConfig, progress: Progress, step: int, num_steps: int
+    ) -> None:
+        now = time.monotonic()
+        if now - self._told_at < 1.0 and step < num_steps:
+            return
+        self._told_at = now
+        self._tell(
+            {
+                "epoch": progress.epoch + step / num_steps,
+                "epochs": sum(s.epochs for s in self.plan.stages),
+                "stage": stage.name,
+                "best": progress.best,
+            }
+        )
+
+    def _tell(self, state: dict[str, Any]) -> None:
+        if self.plan.progress is not None and self.rank == 0:
+            self.plan.progress.update.remote(self.plan.label, state)
+
+
+def _device() -> torch.device:
+    device: torch.device = ray.train.torch.get_device()
+    # Ray believes whoever says a node has GPUs; nccl has failed by now where there is none.
+    if device.type == "cuda" and not torch.cuda.is_available():
+        log.warning("Ray gave this worker %s, but PyTorch finds no GPU: computing on CPU.", device)
+        return torch.device("cpu")
+    return device
+
+
+def predictions_table(
+    plan: TrainPlan, task: Task, split: str, rows: Rows, scores: Mapping[str, NDArray[np.float32]]
+) -> pd.DataFrame:
+    """Scores of some rows as a predictions table, one row a sample and target, by row number."""
+    samples = plan.shards.samples
+    positions = np.searchsorted(samples["row"].to_numpy(), rows)
+    ids = samples.iloc[positions]
+    pieces = []
+    for target in task.targets:
+        piece = pd.DataFrame(
+            {
+                "sample_id": ids["sample_id"].to_numpy(),
+                "patient_id": ids["patient_id"].to_numpy(),
+                "study_id": ids["study_id" if "study_id" in ids else "patient_id"].to_numpy(),
+                "source": ids["source"].to_numpy(),
+                "split": split,
+                "head": target.name,
+                "label": plan.labels[target.name][positions],
+                "score": scores[target.name],
+                "row": rows,
+            }
+        )
+        pieces.append(piece.sort_values("row"))
+    return pd.concat(pieces, ignore_index=True)
+
+
+def _beats(monitor: Monitor, value: float, best: float | None, min_delta: float = 0.0) -> bool:
+    """Whether a figure is a new best; anything beats NaN (one class only, a diverged epoch)."""
+    return best is None or math.isnan(best) or monitor.better(value, best, min_delta)
+
+
+def _copied(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().clone() for key, value in model.state_dict().items()}

@@ -1,0 +1,214 @@
+"""The driver's side of a training run: plan it, hand it to Ray Train, read what it left."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import ray
+import yaml
+from ray.actor import ActorHandle
+from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
+from ray.train import RunConfig as RayRunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from cardioray import config, storage
+from cardioray.data import cluster
+from cardioray.data.pipeline import read_rows
+from cardioray.data.ranks import RankedRows
+from cardioray.data.shards import ShardSet
+from cardioray.tasks.base import Task, encode_labels
+from cardioray.training.loop import SCORED_SPLITS, TrainPlan, train_worker
+from cardioray.training.outcome import CONFIG, Outcome, read_outcome
+from cardioray.training.settings import RunConfig, ScaleConfig
+
+log = logging.getLogger(__name__)
+
+
+def run_name(run: RunConfig, shards: ShardSet, split: pd.Series[str]) -> str:
+    """A name that changes with anything that changes the result, so that a rerun resumes."""
+    what = run.to_dict() | {"scale": {"workers": run.scale.workers}}
+    assignment = pd.util.hash_pandas_object(split.reset_index(drop=True)).to_numpy().tobytes()
+    key = config.digest([what, shards.index.dataset_hash, assignment.hex()], length=8)
+    model = what.get("model", {}).get("backbone", "model")
+    return f"{run.task.name}-{model}-{key}"
+
+
+def train(
+    run: RunConfig,
+    shards: ShardSet,
+    split: pd.Series[str],
+    out: str,
+    *,
+    name: str | None = None,
+    progress: ActorHandle[Any] | None = None,
+    callbacks: Sequence[Any] = (),
+) -> Outcome:
+    """Train one model on prepared shards, or go on with a run that was stopped.
+
+    The same call after a kill of a worker, a node or the driver continues from the last
+    checkpoint; after a finished run it returns its outcome.
+
+    Args:
+        run: settings.
+        shards: prepared data.
+        split: "train", "validation", "calibration", "test" or "" for every sample of the shards.
+        out: folder or prefix that holds runs.
+        name: the run's folder below it; by default a name that depends on all settings and data.
+        progress: actor that is told how far the run is.
+        callbacks: for Ray Train's run config (Tune's report callback).
+
+    Raises:
+        ValueError: for settings that cannot work with this data or cluster.
+        ray.train.TrainingFailedError: when workers failed more often than `train.max_failures`.
+    """
+    cluster.connect()
+    out = storage.absolute(out)
+    cluster.require_shared(out, run.scale.shared_storage)
+    name = name or run_name(run, shards, split)
+    folder = storage.join(out, name)
+    finished = read_outcome(folder)
+    if finished is not None:
+        log.info("%s is finished; nothing to do.", folder)
+        return finished
+    plan = make_plan(run, shards, split, folder, storage.join(out, "weights"), progress, name)
+    text = yaml.safe_dump(run.to_dict(), sort_keys=False)
+    storage.write_bytes(storage.join(folder, CONFIG), text.encode())
+    _trainer(run, plan, out, name, callbacks).fit()
+    outcome = read_outcome(folder)
+    assert outcome is not None
+    return outcome
+
+
+def make_plan(
+    run: RunConfig,
+    shards: ShardSet,
+    split: pd.Series[str],
+    folder: str,
+    weights_cache: str,
+    progress: ActorHandle[Any] | None,
+    label: str,
+) -> TrainPlan:
+    """Decide everything ranks must agree on.
+
+    Raises:
+        ValueError: when a split is empty, or the training rows have one class only or do not fill
+            one step of every worker.
+    """
+    labels = encode_labels(run.task, shards.samples)
+    rows = shards.samples["row"].to_numpy(np.int64)
+    known = np.isfinite(labels[run.task.targets[0].name])
+    chosen = {
+        part: np.sort(rows[known & (split == part).to_numpy()])
+        for part in ("train", *SCORED_SPLITS)
+    }
+    chosen = {part: values for part, values in chosen.items() if len(values)}
+    for needed in ("train", "validation"):
+        if needed not in chosen:
+            raise ValueError(f"no labelled samples are in the {needed} split.")
+    _require_full_step(run, len(chosen["train"]))
+    training = np.isin(rows, chosen["train"])
+    own = {target: values[training] for target, values in labels.items()}
+    _require_both_classes(run.task, own)
+    weights = run.task.starting_weights(weights_cache)
+    return TrainPlan(
+        run=run.to_dict(),
+        folder=folder,
+        shards=shards,
+        rows=chosen,
+        labels=labels,
+        statistics=run.task.label_statistics(own),
+        weights=weights,
+        stages=run.train.resolved_stages(weights is not None),
+        progress=progress,
+        label=label,
+    )
+
+
+def worker_resources(scale: ScaleConfig) -> dict[str, float]:
+    """CPUs and GPUs of one worker on the connected cluster.
+
+    Raises:
+        ValueError: when the cluster can never place the workers; Ray would wait for ever.
+    """
+    total = ray.cluster_resources()
+    gpus = scale.gpus_per_worker
+    if gpus == "auto":
+        gpus = 1.0 if total.get("GPU", 0) >= scale.workers else 0.0
+    cpus = scale.cpus_per_worker
+    if cpus == "auto":
+        # Ray Data reads beside the workers and needs a share of the CPUs it can never be denied.
+        cpus = min(1.0, 0.8 * total["CPU"] / scale.workers)
+    wanted = {"CPU": float(cpus), "GPU": float(gpus)}
+    for kind, amount in wanted.items():
+        if amount * scale.workers > total.get(kind, 0.0):
+            raise ValueError(
+                f"{scale.workers} workers with {amount:g} {kind} each do not fit this cluster, "
+                f"which has {total.get(kind, 0.0):g} {kind}; lower scale.workers or "
+                f"scale.{kind.lower()}s_per_worker."
+            )
+    return {kind: amount for kind, amount in wanted.items() if amount > 0}
+
+
+def _trainer(
+    run: RunConfig, plan: TrainPlan, out: str, name: str, callbacks: Sequence[Any]
+) -> TorchTrainer:
+    scale = run.scale
+    resources = worker_resources(scale)
+    use_gpu = resources.get("GPU", 0) > 0
+    backend = scale.backend
+    if backend == "auto":
+        backend = "nccl" if use_gpu else "gloo"
+    filesystem, path = storage.filesystem(out)
+    columns = run.task.columns
+    return TorchTrainer(
+        _run_plan,
+        # By reference: the controller then passes the plan on without loading what it is made of.
+        train_loop_config={"plan": ray.put(plan)},
+        scaling_config=ScalingConfig(
+            num_workers=scale.workers,
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
+            placement_strategy="SPREAD" if scale.spread else "PACK",
+        ),
+        run_config=RayRunConfig(
+            name=name,
+            storage_path=path,
+            storage_filesystem=filesystem if storage.is_remote(out) else None,
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=run.train.max_failures),
+            callbacks=list(callbacks),
+            # Workers never ask the hub: what they need was fetched by the driver.
+            worker_runtime_env={"env_vars": {"HF_HUB_OFFLINE": "1"}},
+        ),
+        torch_config=TorchConfig(backend=backend),
+        datasets={part: read_rows(plan.shards, rows, columns) for part, rows in plan.rows.items()},
+        dataset_config=RankedRows(plan.shards, plan.rows, columns, run.train.seed),
+    )
+
+
+def _run_plan(settings: dict[str, Any]) -> None:
+    train_worker(ray.get(settings["plan"]))
+
+
+def _require_full_step(run: RunConfig, num_rows: int) -> None:
+    batch, accumulate = run.train.batch_size, run.train.optimizer.accumulate
+    needed = batch * accumulate * run.scale.workers
+    if num_rows < needed:
+        raise ValueError(
+            f"{num_rows} training samples do not fill one step of {run.scale.workers} workers x "
+            f"{accumulate} batches x {batch} samples; lower train.batch_size."
+        )
+
+
+def _require_both_classes(task: Task, labels: dict[str, np.ndarray[Any, Any]]) -> None:
+    for target in task.targets:
+        if target.kind != "binary":
+            continue
+        known = labels[target.name][np.isfinite(labels[target.name])]
+        if len(np.unique(known)) < 2:
+            only = target.classes[int(known[0])] if len(known) else "no class"
+            raise ValueError(f"all {len(known)} training samples of {target.name!r} are {only}.")

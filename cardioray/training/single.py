@@ -1,0 +1,101 @@
+"""One run from shards to bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from cardioray import storage
+from cardioray.bundle import SUMS, Bundle, open_bundle
+from cardioray.data import cluster
+from cardioray.data.shards import ShardSet
+from cardioray.data.splits import assign_splits
+from cardioray.tasks.base import encode_labels
+from cardioray.training.export import BundleSource, write_bundle
+from cardioray.training.outcome import Outcome
+from cardioray.training.progress import Shown, shown_progress
+from cardioray.training.run import make_plan, run_name, train
+from cardioray.training.settings import RunConfig
+
+BUNDLE = "bundle"
+WEIGHTS = "weights"
+
+
+def train_bundle(
+    run: RunConfig,
+    shards: ShardSet,
+    out: str,
+    *,
+    name: str | None = None,
+    shown: Shown | None = None,
+) -> Bundle:
+    """Divide the patients, train one model, and make a bundle of it at `<out>/<name>/bundle`.
+
+    The same call resumes a run that was killed, and returns the bundle of a finished one.
+
+    Args:
+        run: settings.
+        shards: prepared data.
+        out: folder or prefix that holds runs.
+        name: the run's folder; by default a name that depends on all settings and data.
+        shown: how progress is shown; None for not at all.
+
+    Raises:
+        ValueError: for settings that cannot work with this data or cluster.
+    """
+    cluster.connect()
+    out = storage.absolute(out)
+    labels = encode_labels(run.task, shards.samples)[run.task.targets[0].name]
+    split = assign_splits(shards.samples, labels, run.task.split).split
+    name = name or run_name(run, shards, split)
+    with shown_progress(shown) as board:
+        outcome = train(run, shards, split, out, name=name, progress=board)
+    place = storage.join(out, name, BUNDLE)
+    if storage.exists(storage.join(place, SUMS)):
+        return open_bundle(place)
+    return bundle_of_run(run, shards, split, outcome, place, name=name)
+
+
+def bundle_of_run(
+    run: RunConfig,
+    shards: ShardSet,
+    split: pd.Series[str],
+    outcome: Outcome,
+    out: str,
+    *,
+    name: str,
+    calibration_predictions: pd.DataFrame | None = None,
+    comparison: Mapping[str, Any] | None = None,
+) -> Bundle:
+    """Make the bundle of a finished run.
+
+    Args:
+        run: its settings.
+        shards: its data.
+        split: split of every sample.
+        outcome: what it left.
+        out: where the bundle goes.
+        name: the model's name.
+        calibration_predictions: see `BundleSource`.
+        comparison: see `BundleSource`.
+    """
+    cache = storage.join(outcome.folder.rsplit("/", 1)[0], WEIGHTS)
+    plan = make_plan(run, shards, split, outcome.folder, cache, None, name)
+    return write_bundle(
+        BundleSource(
+            run=run,
+            shards=shards,
+            split=split,
+            weights=outcome.weights(),
+            statistics=plan.statistics,
+            predictions=outcome.predictions(),
+            calibration_predictions=calibration_predictions,
+            log=outcome.log(),
+            name=name,
+            comparison=comparison,
+            starting_weights=plan.weights or "random weights",
+        ),
+        out,
+    )

@@ -1,0 +1,1 @@
+"""Ray Tune: comparing backbones and searching settings."""

@@ -1,0 +1,340 @@
+"""Comparing backbones: ASHA on the first fold, survivors on all folds, the best made bundles.
+
+The test patients of the final models take no part in any fold, so that nothing about them enters
+the choice of the winner.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import ray
+import torch
+from ray.actor import ActorHandle
+
+from cardioray import config, storage
+from cardioray.bundle import SUMS, Bundle, open_bundle
+from cardioray.data import cluster
+from cardioray.data.shards import ShardSet
+from cardioray.data.splits import SplitConfig, assign_folds, assign_splits
+from cardioray.evaluation import plots
+from cardioray.evaluation.leaderboard import Leaderboard, LeaderboardEntry, build_leaderboard
+from cardioray.models.cost import ModelCost, measure_cost
+from cardioray.models.runtime import use_bf16
+from cardioray.tasks.base import encode_labels
+from cardioray.training.outcome import read_outcome
+from cardioray.training.progress import Shown, shown_progress
+from cardioray.training.run import make_plan, train
+from cardioray.training.scoring import score_plan
+from cardioray.training.settings import RunConfig
+from cardioray.training.single import WEIGHTS, bundle_of_run
+from cardioray.training.state import read_best_weights
+from cardioray.tuning.settings import CompareConfig
+from cardioray.tuning.trials import TrialContext, TrialResult, first_fold, other_folds
+
+RECORD = "compare.json"
+TRIALS = "trials"
+FINAL = "final"
+BUNDLES = "bundles"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Division:
+    """Who is in which split.
+
+    Attributes:
+        final: split of every sample for the final models.
+        folds: split of every sample in each fold; "" for the final models' test patients.
+        calibration: whether the final models have calibration patients of their own.
+    """
+
+    final: pd.Series[str]
+    folds: list[pd.Series[str]]
+    calibration: str
+
+
+def divide(run: RunConfig, shards: ShardSet, settings: CompareConfig) -> Division:
+    """Hold out the final test patients, and divide all others into folds."""
+    labels = encode_labels(run.task, shards.samples)[run.task.targets[0].name]
+    final = assign_splits(shards.samples, labels, run.task.split)
+    development = (final.split != "test").to_numpy()
+    table = shards.samples[development].drop(columns="split", errors="ignore")
+    folded = config.replace(run.task.split, [f"folds={settings.folds}", f"seed={settings.seed}"])
+    assert isinstance(folded, SplitConfig)
+    folds = []
+    for fold in assign_folds(table, labels[development], folded):
+        split = pd.Series("", index=shards.samples.index)
+        split[development] = fold.split.to_numpy()
+        folds.append(split)
+    return Division(final=final.split, folds=folds, calibration=final.calibration)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A finished comparison.
+
+    Attributes:
+        out: folder or prefix with leaderboard, plots, trials and bundles.
+        leaderboard: all backbones.
+        bundles: the refitted best, the winner first.
+    """
+
+    out: str
+    leaderboard: Leaderboard
+    bundles: tuple[Bundle, ...]
+
+
+def compare(
+    run: RunConfig,
+    shards: ShardSet,
+    settings: CompareConfig,
+    out: str,
+    *,
+    shown: Shown | None = None,
+) -> Comparison:
+    """Compare backbones and make bundles of the best.
+
+    The same call after a kill goes on; after a finished comparison it trains nothing.
+
+    Args:
+        run: settings every backbone is trained with.
+        shards: prepared data.
+        settings: backbones, folds, stopping, search.
+        out: folder or prefix for everything the comparison leaves.
+        shown: how progress is shown; None for not at all.
+
+    Raises:
+        ValueError: for settings that cannot work, or a folder of another comparison.
+        RuntimeError: when trials failed; the same call resumes.
+    """
+    cluster.connect()
+    out = storage.absolute(out)
+    cluster.require_shared(out, run.scale.shared_storage)
+    run, concurrent = fit_cluster(run, settings)
+    with shown_progress(shown) as board:
+        return _Comparing(run, shards, settings, out, concurrent, board).run_all()
+
+
+def fit_cluster(run: RunConfig, settings: CompareConfig) -> tuple[RunConfig, int]:
+    """How many trials run at a time on the connected cluster, and the CPUs of their workers.
+
+    Trials are not to hold every CPU: Ray Data reads beside them, and drivers and controllers need
+    a little. Where `cpus_per_worker` is "auto" the workers share four fifths of all CPUs.
+
+    Raises:
+        ValueError: when not even one trial fits.
+    """
+    scale, total = run.scale, ray.cluster_resources()
+    gpus = 1.0 if scale.gpus_per_worker == "auto" and total.get("GPU") else 0.0
+    if scale.gpus_per_worker != "auto":
+        gpus = scale.gpus_per_worker
+    by_gpu = int(total.get("GPU", 0.0) / (gpus * scale.workers) + 1e-9) if gpus else None
+    cpus = scale.cpus_per_worker
+    by_cpu = int(total["CPU"] / scale.workers)
+    if cpus != "auto":
+        by_cpu = int(0.9 * total["CPU"] / (cpus * scale.workers))
+    limits = [limit for limit in (by_gpu, by_cpu) if limit is not None]
+    if settings.max_concurrent != "auto":
+        limits.append(settings.max_concurrent)
+    concurrent = min(*limits, len(settings.backbones) * settings.folds)
+    if concurrent < 1:
+        raise ValueError(
+            f"a trial of {scale.workers} workers with {gpus:g} GPU and {cpus} CPU each does not "
+            f"fit this cluster ({total['CPU']:g} CPU, {total.get('GPU', 0):g} GPU); lower "
+            "scale.workers, scale.gpus_per_worker or scale.cpus_per_worker."
+        )
+    if cpus == "auto":
+        cpus = min(1.0, 0.8 * total["CPU"] / (scale.workers * concurrent))
+    fitted = dataclasses.replace(scale, cpus_per_worker=cpus, gpus_per_worker=gpus)
+    return dataclasses.replace(run, scale=fitted), concurrent
+
+
+@dataclass
+class _Comparing:
+    """One comparison while it runs."""
+
+    run: RunConfig
+    shards: ShardSet
+    settings: CompareConfig
+    out: str
+    concurrent: int
+    board: ActorHandle[Any] | None
+
+    def run_all(self) -> Comparison:
+        self.division = divide(self.run, self.shards, self.settings)
+        stages = self.run.train.resolved_stages(True)
+        self.context = TrialContext(
+            run=self.run.to_dict(),
+            shards_path=self.shards.path,
+            folds=self.division.folds,
+            out=storage.join(self.out, TRIALS),
+            progress=self.board,
+            max_epochs=sum(stage.epochs for stage in stages),
+        )
+        trials = self._trials()
+        entries = [self._entry(name, own) for name, own in _by_backbone(trials).items()]
+        ranked = self._leaderboard(entries)
+        bundles = {}
+        for row in ranked.rows[: self.settings.refits]:
+            name = row.entry.name
+            bundles[name] = self._refit(name, _by_backbone(trials)[name], ranked)
+        entries = [
+            dataclasses.replace(e, bundle=str(bundles[e.name].path) if e.name in bundles else None)
+            for e in entries
+        ]
+        leaderboard = self._leaderboard(entries)
+        leaderboard.write(self.out, self._pictures(trials))
+        return Comparison(out=self.out, leaderboard=leaderboard, bundles=tuple(bundles.values()))
+
+    # Trials
+
+    def _trials(self) -> list[TrialResult]:
+        """All trials, from the record of a finished comparison or by running them."""
+        request = config.digest(
+            [
+                {k: v for k, v in self.run.to_dict().items() if k != "scale"},
+                config.to_dict(self.settings),
+                self.shards.index.dataset_hash,
+                [int(pd.util.hash_pandas_object(f).sum()) for f in self.division.folds],
+            ]
+        )
+        path = storage.join(self.out, RECORD)
+        if storage.exists(path):
+            record = json.loads(storage.read_bytes(path))
+            if record["request"] != request:
+                raise ValueError(
+                    f"{self.out} holds a comparison of other settings or data; give another --out."
+                )
+            if record["trials"] is not None:
+                return [TrialResult(**trial) for trial in record["trials"]]
+        self._write_record(request, None)
+        monitor = self.run.task.monitor
+        trials = first_fold(self.context, self.settings, monitor, self.concurrent)
+        survivors = [trial for trial in trials if not trial.stopped_early]
+        trials += other_folds(
+            self.context, survivors, self.settings.folds, self.concurrent, monitor
+        )
+        self._write_record(request, trials)
+        return trials
+
+    def _write_record(self, request: str, trials: Sequence[TrialResult] | None) -> None:
+        record = {
+            "request": request,
+            "settings": config.to_dict(self.settings),
+            "run": self.run.to_dict(),
+            "trials": None if trials is None else [asdict(trial) for trial in trials],
+        }
+        storage.write_bytes(storage.join(self.out, RECORD), json.dumps(record, indent=2).encode())
+
+    # The leaderboard
+
+    def _entry(self, name: str, trials: Sequence[TrialResult]) -> LeaderboardEntry:
+        cost = self._cost(trials[0])
+        return LeaderboardEntry(
+            name=name,
+            predictions=pd.concat([self._predictions(trial) for trial in trials]),
+            validation_score=float(np.mean([trial.validation_score for trial in trials])),
+            stopped_early=any(trial.stopped_early for trial in trials),
+            epochs=sum(trial.epochs for trial in trials),
+            folds=len(trials),
+            parameters_millions=cost.parameters_millions,
+            gflops=cost.gflops,
+            train_seconds=sum(trial.seconds for trial in trials),
+            latency_ms=cost.latency_ms,
+        )
+
+    def _predictions(self, trial: TrialResult) -> pd.DataFrame:
+        """Out-of-fold predictions; a stopped trial is scored from its last checkpoint."""
+        outcome = read_outcome(trial.folder)
+        if outcome is not None:
+            return outcome.predictions().assign(fold=trial.fold)
+        assert trial.checkpoint is not None
+        run = self.context.trial(trial.backbone, trial.overrides)
+        plan = make_plan(
+            run,
+            self.shards,
+            self.division.folds[trial.fold],
+            trial.folder,
+            storage.join(self.context.out, WEIGHTS),
+            None,
+            trial.backbone,
+        )
+        checkpoint = storage.join(trial.folder, trial.checkpoint.rstrip("/").rsplit("/", 1)[-1])
+        with tempfile.TemporaryDirectory(prefix="cardioray-checkpoint-") as scratch:
+            storage.copy_folder(checkpoint, scratch)
+            weights = read_best_weights(Path(scratch))
+        return score_plan(plan, weights).assign(fold=trial.fold)
+
+    def _cost(self, trial: TrialResult) -> ModelCost:
+        run = self.context.trial(trial.backbone, trial.overrides)
+        shapes = self.shards.index.columns
+        example = tuple(
+            torch.zeros((1, *(shapes[name] or ())), dtype=torch.uint8) for name in run.task.columns
+        )
+        bf16 = use_bf16(run.train.precision, torch.device("cpu"))
+        return measure_cost(run.task.build_model(), example, bf16=bf16)
+
+    def _leaderboard(self, entries: Sequence[LeaderboardEntry]) -> Leaderboard:
+        operating = self.run.task.operating
+        return build_leaderboard(
+            entries,
+            self.run.task.targets[0],
+            validation_metric=self.run.task.monitor.name.removeprefix("val_"),
+            rule=operating.rule,
+            calibration=operating.calibration,
+            alpha=operating.alpha,
+            seed=self.settings.seed,
+        )
+
+    # The final models
+
+    def _refit(self, name: str, trials: Sequence[TrialResult], ranked: Leaderboard) -> Bundle:
+        """Train once more, on development patients only, and score the held-out test patients."""
+        out = storage.join(self.out, BUNDLES, name)
+        if storage.exists(storage.join(out, SUMS)):
+            return open_bundle(out)
+        run = self.context.trial(name, trials[0].overrides)
+        final = self.division.final
+        folder = storage.join(self.out, FINAL)
+        outcome = train(run, self.shards, final, folder, name=name, progress=self.board)
+        row = next(row for row in ranked.rows if row.entry.name == name)
+        out_of_fold = row.entry.predictions
+        # Without calibration patients of its own, the operating point comes from predictions made
+        # out of fold: of patients the models had not seen, none of them a final test patient.
+        crossed = out_of_fold[out_of_fold["split"] == "test"]
+        return bundle_of_run(
+            run,
+            self.shards,
+            final,
+            outcome,
+            out,
+            name=name,
+            calibration_predictions=None if self.division.calibration == "held-out" else crossed,
+            comparison=row.to_dict(),
+        )
+
+    def _pictures(self, trials: Sequence[TrialResult]) -> dict[str, bytes]:
+        """Learning curves of every backbone's first fold that ran to its end."""
+        pictures = {}
+        for trial in trials:
+            outcome = read_outcome(trial.folder)
+            if outcome is not None and trial.fold == 0:
+                title = f"Learning curves of {trial.backbone}, first fold"
+                pictures[title] = plots.png_bytes(plots.learning_curves(outcome.log()))
+        return pictures
+
+
+def _by_backbone(trials: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
+    """Trials of each backbone, first fold first."""
+    grouped: dict[str, list[TrialResult]] = {}
+    for trial in sorted(trials, key=lambda trial: trial.fold):
+        grouped.setdefault(trial.backbone, []).append(trial)
+    return grouped

@@ -1,0 +1,90 @@
+"""Settings of a comparison."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from cardioray import config
+from cardioray.models.backbones import BACKBONES, backbone_info
+from cardioray.registry import unknown_name
+
+
+@config.config
+class AshaConfig:
+    """Asynchronous successive halving (Li et al., MLSys 2020) on the first fold.
+
+    Attributes:
+        enabled: False trains every backbone to its end.
+        grace_epochs: epochs every backbone gets.
+        reduction_factor: of those that reached a rung, one in this many goes on.
+    """
+
+    enabled: bool = True
+    grace_epochs: int = Field(default=4, ge=1)
+    reduction_factor: float = Field(default=3.0, gt=1)
+
+
+@config.config
+class SearchConfig:
+    """Optuna search over learning rate, head and augmentation on the first fold.
+
+    Attributes:
+        num_samples: draws in all, over all backbones; 0 searches nothing.
+        learning_rate: lower and upper bound, drawn on a log scale.
+        dropout: lower and upper bound.
+        hidden: widths of the head to choose from.
+    """
+
+    num_samples: int = Field(default=0, ge=0)
+    learning_rate: tuple[float, float] = (3e-4, 6e-3)
+    dropout: tuple[float, float] = (0.0, 0.5)
+    hidden: tuple[tuple[int, int], ...] = ((512, 256), (256, 128))
+
+
+@config.config
+class CompareConfig:
+    """How backbones are compared.
+
+    Attributes:
+        backbones: names.
+        folds: folds by patient over the development patients; survivors run them all.
+        asha: stopping of weak backbones.
+        search: search of settings.
+        refits: how many of the best are trained again and made into bundles.
+        max_concurrent: trials at a time; "auto" is what the cluster holds.
+        seed: of folds and search.
+    """
+
+    backbones: tuple[str, ...]
+    folds: int = Field(default=3, ge=2)
+    asha: AshaConfig = AshaConfig()
+    search: SearchConfig = SearchConfig()
+    refits: int = Field(default=1, ge=1)
+    max_concurrent: int | Literal["auto"] = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.backbones:
+            raise ValueError("at least one backbone is needed.")
+        for name in self.backbones:
+            backbone_info(name)
+
+
+def select_backbones(patterns: str) -> tuple[str, ...]:
+    """Names for "all", a comma-separated list, or wildcards over the ten; other timm names pass.
+
+    Raises:
+        ValueError: when a pattern or name is unknown.
+    """
+    chosen: list[str] = []
+    for pattern in (part.strip() for part in patterns.split(",") if part.strip()):
+        if pattern == "all" or any(sign in pattern for sign in "*?["):
+            found = BACKBONES.names("*" if pattern == "all" else pattern.lower())
+            if not found:
+                raise unknown_name("backbone", pattern, BACKBONES)
+        else:
+            found = [backbone_info(pattern).name]
+        chosen.extend(name for name in found if name not in chosen)
+    return tuple(chosen)

@@ -1,0 +1,92 @@
+"""Fixtures every test file shares."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from hypothesis import settings
+
+# Before anything imports ray: a cluster of the tests needs no token, and none is to be left behind.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The same examples in every run, and no verdict that depends on how busy the machine is.
+settings.register_profile("cardioray", deadline=None, derandomize=True)
+settings.load_profile("cardioray")
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    """The folder of real samples, or a skip that says where it was looked for."""
+    folder = Path(os.environ.get("CARDIORAY_SAMPLES", ROOT.parent / "shared" / "data"))
+    if not (folder / "README.md").exists():
+        pytest.skip(f"no real samples at {folder} (set CARDIORAY_SAMPLES)")
+    return folder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With CARDIORAY_REQUIRE_SAMPLES=1, a skipped test that needs the samples is a failure."""
+    report = yield
+    needs_samples = "samples" in item.fixturenames or item.get_closest_marker("samples")
+    if report.skipped and needs_samples and os.environ.get("CARDIORAY_REQUIRE_SAMPLES") == "1":
+        report.outcome = "failed"
+        report.longrepr = f"skipped, though CARDIORAY_REQUIRE_SAMPLES=1: {call.excinfo}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """URL of a real S3 protocol server on loopback, on a free port."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+def _reach_s3(patch: pytest.MonkeyPatch, s3_endpoint: str) -> None:
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_CONFIG_FILE"):
+        patch.delenv(name, raising=False)
+    patch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    patch.setenv("AWS_ACCESS_KEY_ID", "test")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+_bucket_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of an empty bucket, with the AWS_* environment that reaches it set for this test.
+
+    Processes that are started during the test inherit the environment; a Ray cluster that runs
+    already does not, and needs it in its runtime_env.
+    """
+    _reach_s3(monkeypatch, s3_endpoint)
+    bucket = f"cardioray-test-{next(_bucket_numbers)}"
+    boto3.client("s3", endpoint_url=s3_endpoint).create_bucket(Bucket=bucket)
+    return f"s3://{bucket}"
+
+
+@pytest.fixture(scope="module")
+def ray_local(s3_endpoint: str) -> Iterator[None]:
+    """A local cluster of 4 CPUs and 2 fake GPUs, whose workers reach the S3 server."""
+    from ray_cluster import local_cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        _reach_s3(patch, s3_endpoint)
+        with local_cluster(num_cpus=4, num_gpus=2):
+            yield

@@ -1,0 +1,86 @@
+"""Real servers for tests: a private cluster, a free port, a bundle of an untrained network."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from PIL import Image
+from ray import serve
+from ray_cluster import private_folder
+
+from cardioray.data import cluster
+from cardioray.serve.proxy import MIDDLEWARE_PATH, MIDDLEWARE_VARIABLE
+
+
+@contextlib.contextmanager
+def serving_cluster(num_cpus: int = 8) -> Iterator[Path]:
+    """A local cluster as `serve_bundles` starts it; gives the folder of its logs."""
+    variables = {MIDDLEWARE_VARIABLE: MIDDLEWARE_PATH}
+    with private_folder() as folder, environment({**variables, "RAY_TMPDIR": str(folder)}):
+        cluster.connect(num_cpus)
+        try:
+            yield folder
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def picture(seed: int = 0, size: int = 96) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 255, (size, size), dtype=np.uint8)
+
+
+def encoded(image: Any, kind: str = "PNG", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    picture.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def png(seed: int = 0, size: int = 96) -> bytes:
+    return encoded(picture(seed, size))
+
+
+def replica_pids(app: str) -> dict[str, int]:
+    """Process number of each running replica, by its id."""
+    details = serve.context._get_global_client().get_serve_details()
+    deployments = details["applications"][app]["deployments"].values()
+    return {
+        replica["replica_id"]: replica["pid"]
+        for deployment in deployments
+        for replica in deployment["replicas"]
+        if replica["state"] == "RUNNING"
+    }
+
+
+def logged(folder: Path) -> str:
+    """Everything in the log files of a cluster."""
+    files = sorted((folder / "ray").glob("session_2*/logs/**/*"))
+    return "\n".join(f.read_text(errors="replace") for f in files if f.is_file())

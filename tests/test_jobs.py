@@ -1,0 +1,193 @@
+"""jobs/*.py on a cluster that `ray start --head` started, submitted with `ray job submit`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cardioray.bundle import open_bundle
+from cardioray.data.shards import ShardSet
+from cardioray.phantoms.angiogram import PRESETS, write_angiograms
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+START_SECONDS = 180
+TINY = (
+    "--set=preprocess.image_size=64",
+    "--set=model.backbone=mobilenetv3large",
+    "--set=train.epochs=1",
+    *("--set=split.train=0.4", "--set=split.validation=0.2"),
+    *("--set=split.calibration=0.2", "--set=split.test=0.2"),
+    "--set=split.min_calibration_patients=2",
+)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A head node of our own."""
+
+    dashboard: str
+    folder: Path
+    env: dict[str, str]
+
+    def submit(self, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [str(BIN / "ray"), "job", "submit", "--address", self.dashboard]
+        command += ["--working-dir", str(self.folder), "--", "python", *words]
+        return subprocess.run(
+            command, env=self.env, capture_output=True, text=True, timeout=400, check=False
+        )
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def wait_until_up(url: str, head: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        assert head.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(f"{url}/api/jobs/", timeout=5):
+                # The dashboard answers before the node itself is there.
+                if "Ray runtime started" in log.read_text():
+                    return
+        except (urllib.error.URLError, OSError):
+            pass
+        time.sleep(0.5)
+    pytest.fail(f"the dashboard did not come up: {log.read_text()}")
+
+
+@pytest.fixture(scope="module")
+def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """`ray start --head --block` in a process group of its own, which is ended as a group."""
+    folder = tmp_path_factory.mktemp("submitted")
+    for name in ("cardioray", "jobs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    # Ray's sockets live below it, and the path of a socket has at most 107 bytes.
+    temporary = Path(tempfile.mkdtemp(prefix="crj"))
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TMPDIR": str(temporary),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray counts the memory of every process of the machine against its own workers.
+        "RAY_memory_monitor_refresh_ms": "0",
+        "PATH": f"{BIN}{os.pathsep}{env['PATH']}",
+    }
+    port, dashboard, agent, client, metrics = free_ports(5)
+    command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", "--num-gpus=0"]
+    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
+    command += [f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={temporary}"]
+    command += [f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"]
+    command += [f"--metrics-export-port={metrics}", "--object-store-memory=200000000"]
+    log = folder.parent / "head.log"
+    url = f"http://127.0.0.1:{dashboard}"
+    with log.open("wb") as stream:
+        head = subprocess.Popen(
+            command, env=env, stdout=stream, stderr=stream, start_new_session=True
+        )
+    try:
+        wait_until_up(url, head, log)
+        yield Cluster(url, folder, env)
+    finally:
+        # `ray start --block` ends its children when it is told to; what is left of its own group
+        # after that is ended without asking.
+        head.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            head.wait(timeout=60)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(head.pid, signal.SIGKILL)
+        head.wait(timeout=30)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_jobs_run_on_a_started_cluster_and_answer_with_their_exit_code(
+    ray_head: Cluster, tmp_path: Path
+) -> None:
+    data, shards, runs = tmp_path / "phantoms", tmp_path / "shards", tmp_path / "runs"
+    write_angiograms(str(data), 24, seed=4, config=PRESETS.get("clear"))
+
+    prepared = ray_head.submit(
+        "jobs/prepare.py", "ffr", str(data), "--out", str(shards), "--set=preprocess.image_size=64"
+    )
+    assert prepared.returncode == 0, prepared.stdout + prepared.stderr
+    frames = len(list(data.rglob("*.png")))
+    assert ShardSet.open(str(shards)).index.num_samples == frames
+
+    words = ["ffr", "--data", str(shards), "--out", str(runs), "--name", "tiny", *TINY]
+    trained = ray_head.submit("jobs/train.py", *words)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    bundles = [path.parent for path in runs.rglob("SHA256SUMS")]
+    assert len(bundles) == 1
+    assert open_bundle(str(bundles[0])).task == "ffr"
+
+    figures, answers = tmp_path / "figures", tmp_path / "answers.csv"
+    words = [str(bundles[0]), "--data", str(data), "--out", str(figures)]
+    evaluated = ray_head.submit("jobs/evaluate.py", *words)
+    assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
+    assert "targets" in json.loads((figures / "metrics.json").read_text())
+
+    predicted = ray_head.submit(
+        "jobs/predict.py", str(bundles[0]), str(data), "--out", str(answers)
+    )
+    assert predicted.returncode == 0, predicted.stdout + predicted.stderr
+    assert answers.exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_job_that_fails_says_why_and_ends_with_an_error(
+    ray_head: Cluster, tmp_path: Path
+) -> None:
+    failed = ray_head.submit(
+        "jobs/prepare.py", "ffr", str(tmp_path / "nothing"), "--out", str(tmp_path / "shards")
+    )
+    assert failed.returncode != 0
+    assert "does not exist" in failed.stdout + failed.stderr
+
+
+@pytest.mark.parametrize("name", ["prepare", "train", "compare", "evaluate", "predict"])
+def test_a_job_has_the_options_of_its_command(name: str) -> None:
+    from typer.main import get_command
+
+    from cardioray.cli import app
+
+    group = get_command(app)
+    if name == "prepare":
+        group = group.commands["data"]
+    options = {text for p in group.commands[name].params for text in p.opts}
+    shown = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / f"{name}.py"), "--help"],
+        env={**os.environ, "COLUMNS": "200", "TERM": "dumb"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    long = {option for option in options if option.startswith("--")}
+    assert long
+    assert {option for option in long if option not in shown} == set()

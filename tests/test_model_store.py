@@ -1,0 +1,123 @@
+"""The model store, in a folder and in a bucket of a real S3 server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cardioray import storage
+from cardioray.bundle import REQUIRED_KEYS, BundleError, dump_json, open_bundle, seal
+from cardioray.model_store import (
+    list_models,
+    production,
+    production_path,
+    promote,
+    rollback,
+)
+from cardioray.storage import ChangedMeanwhile
+
+
+def make_bundle(folder: Path, name: str, task: str = "ffr", created: str = "2026-01-01") -> str:
+    folder.mkdir(parents=True)
+    values = dict.fromkeys(REQUIRED_KEYS, "x") | {
+        "name": name,
+        "task": task,
+        "created": created,
+        "cardioray_bundle_format": 1,
+        "warnings": [],
+    }
+    (folder / "metadata.json").write_bytes(dump_json(values))
+    for file in ("config.yaml", "model.safetensors", "README.md"):
+        (folder / file).write_text(name)
+    seal(folder)
+    return str(folder)
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "folder":
+        return str(tmp_path / "store")
+    return f"{request.getfixturevalue('s3')}/models"
+
+
+def test_promotions_and_rollbacks(store: str, tmp_path: Path) -> None:
+    first = make_bundle(tmp_path / "a", "first", created="2026-01-01")
+    second = make_bundle(tmp_path / "b", "second", created="2026-01-02")
+    assert production(store, "ffr") is None
+    stored = promote(store, first)
+    assert stored.folder == f"first-{open_bundle(first).identity}"
+    assert production_path(store, "ffr") == stored.path
+    assert open_bundle(stored.path).name == "first"
+    promote(store, second)
+    assert [(m.name, m.in_production) for m in list_models(store)] == [
+        ("first", False),
+        ("second", True),
+    ]
+    back = rollback(store, "ffr")
+    assert back.folder == stored.folder
+    assert [p.action for p in back.history] == ["promote", "promote", "rollback"]
+    with pytest.raises(ValueError, match="no earlier production model"):
+        rollback(store, "ffr")
+
+
+def test_a_stored_bundle_is_promoted_by_its_name(store: str, tmp_path: Path) -> None:
+    first = promote(store, make_bundle(tmp_path / "a", "first"))
+    promote(store, make_bundle(tmp_path / "b", "second"))
+    promote(store, first.folder)
+    pointer = production(store, "ffr")
+    assert pointer is not None
+    assert pointer.folder == first.folder
+    with pytest.raises(ValueError, match=rf"Did you mean '{first.folder}'\?"):
+        promote(store, f"{first.folder}x")
+
+
+def test_promoting_what_is_in_production_changes_nothing(store: str, tmp_path: Path) -> None:
+    first = make_bundle(tmp_path / "a", "first")
+    promote(store, first)
+    before = production(store, "ffr")
+    promote(store, first)
+    assert production(store, "ffr") == before
+
+
+def test_tasks_have_productions_of_their_own(store: str, tmp_path: Path) -> None:
+    promote(store, make_bundle(tmp_path / "a", "first"))
+    promote(store, make_bundle(tmp_path / "b", "other", task="image"))
+    assert {m.task: m.in_production for m in list_models(store)} == {"ffr": True, "image": True}
+    assert [m.name for m in list_models(store, "image")] == ["other"]
+    with pytest.raises(ValueError, match="no production model of task 'ecg'.*models promote"):
+        production_path(store, "ecg")
+
+
+def test_a_damaged_bundle_is_not_promoted(store: str, tmp_path: Path) -> None:
+    promote(store, make_bundle(tmp_path / "a", "first"))
+    damaged = make_bundle(tmp_path / "b", "second")
+    Path(damaged, "model.safetensors").write_text("changed")
+    with pytest.raises(BundleError, match="changed after the bundle was sealed"):
+        promote(store, damaged)
+    assert production_path(store, "ffr").rsplit("/", 1)[-1].startswith("first-")
+
+
+def test_a_half_copied_bundle_is_copied_again(store: str, tmp_path: Path) -> None:
+    source = make_bundle(tmp_path / "a", "first")
+    target = storage.join(store, "ffr", f"first-{open_bundle(source).identity}")
+    storage.write_bytes(storage.join(target, "metadata.json"), b"{")
+    assert list_models(store) == []  # without its sums a folder is no bundle
+    promote(store, source)
+    assert open_bundle(target).name == "first"
+
+
+def test_the_second_of_two_writers_is_told(store: str) -> None:
+    file = storage.join(store, "pointer.json")
+    storage.write_if_unchanged(file, b"one", None)
+    data, version = storage.read_versioned(file)
+    assert data == b"one"
+    with pytest.raises(ChangedMeanwhile):
+        storage.write_if_unchanged(file, b"late first", None)
+    storage.write_if_unchanged(file, b"two", version)
+    with pytest.raises(ChangedMeanwhile):
+        storage.write_if_unchanged(file, b"three", version)
+    assert storage.read_bytes(file) == b"two"
+    storage.remove(file)
+    with pytest.raises(ChangedMeanwhile):
+        storage.write_if_unchanged(file, b"four", version)

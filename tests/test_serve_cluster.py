@@ -1,0 +1,257 @@
+"""Several applications on one cluster: overload, keys, lost replicas, production, both layouts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from ray import serve
+from ray._private.worker import get_dashboard_url
+from ray.serve.config import HTTPOptions
+from served import free_port, png, replica_pids, serving_cluster
+from tiny_bundles import renamed, tiny_bundle
+
+import cardioray
+from cardioray import config
+from cardioray.bundle import BundleError
+from cardioray.model_store import promote, rollback
+from cardioray.serve.app import build
+from cardioray.serve.auth import new_key
+from cardioray.serve.deploy import (
+    application_settings,
+    deploy_config,
+    serve_bundles,
+    write_serve_config,
+)
+from cardioray.serve.settings import ServerSettings, ServeSettings
+
+pytestmark = pytest.mark.ray
+
+ONE = {"min_replicas": 1, "max_replicas": 1}
+TWO = {"min_replicas": 2, "max_replicas": 2}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A cluster with Serve on it, and two bundles."""
+
+    port: int
+    tiny: Path
+    second: Path
+
+    @contextlib.contextmanager
+    def application(self, name: str, **changes: Any) -> Iterator[str]:
+        """An application under a route of its own; gives its URL."""
+        args = {"task": "ffr", "precision": "fp32", "cpus": 0.5, "scaling": ONE, **changes}
+        args.setdefault("bundles", [str(self.tiny)] if "follow" not in changes else [])
+        serve.run(build(args), name=name, route_prefix=f"/{name}")
+        try:
+            yield f"http://127.0.0.1:{self.port}/{name}"
+        finally:
+            serve.delete(name)
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    port = free_port()
+    with serving_cluster():
+        second = tmp_path_factory.mktemp("bundles") / "second"
+        renamed(tiny_bundle(), second, "second")
+        serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))
+        yield Stage(port, tiny_bundle(), second)
+
+
+@dataclass
+class Load:
+    """Clients that ask one question after another and try once more where they get no answer."""
+
+    url: str
+    clients: int = 8
+    retries: int = 1
+    statuses: Counter[int] = field(default_factory=Counter)
+    models: list[str] = field(default_factory=list)
+    failed: int = 0
+    retried: int = 0
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Load]:
+        stop = threading.Event()
+        with ThreadPoolExecutor(self.clients) as pool:
+            tasks = [pool.submit(self._ask, stop, seed) for seed in range(self.clients)]
+            try:
+                yield self
+            finally:
+                stop.set()
+        for task in tasks:
+            task.result()
+
+    def _ask(self, stop: threading.Event, seed: int) -> None:
+        data = png(seed)
+        with httpx.Client(timeout=60) as client:
+            while not stop.is_set():
+                for attempt in range(1 + self.retries):
+                    answer = self._once(client, data)
+                    if answer is not None and answer.status_code == 200:
+                        self.models.append(answer.json()["model"])
+                        break
+                    self.retried += attempt < self.retries
+                    time.sleep(0.05)
+                else:
+                    self.failed += 1
+
+    def _once(self, client: httpx.Client, data: bytes) -> httpx.Response | None:
+        try:
+            answer = client.post(self.url, content=data)
+        except httpx.TransportError:
+            return None
+        self.statuses[answer.status_code] += 1
+        return answer
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_beyond_its_queue_a_server_says_when_to_come_back(stage: Stage) -> None:
+    small = {"max_batch_size": 1, "max_ongoing_requests": 2, "max_queued_requests": 3}
+    with stage.application("small", **small, retry_after_s=7) as url:
+        with ThreadPoolExecutor(40) as pool:
+            ask = [pool.submit(httpx.post, url, content=png(), timeout=60) for _ in range(200)]
+            answers = [task.result() for task in ask]
+        counted = Counter(answer.status_code for answer in answers)
+        assert set(counted) == {200, 503}
+        refused = next(answer for answer in answers if answer.status_code == 503)
+        assert refused.headers["Retry-After"] == "7"
+        assert refused.headers["Content-Type"] == "application/problem+json"
+        assert refused.json()["request_id"] == refused.headers["X-Request-ID"]
+        assert httpx.post(url, content=png()).status_code == 200
+
+
+def test_keys_are_asked_for(stage: Stage, tmp_path: Path) -> None:
+    (one, one_hash), (two, two_hash), (stranger, _) = new_key(), new_key(), new_key()
+    file = tmp_path / "keys"
+    file.write_text(f"{one_hash} reading room\n{two_hash} ward 3\n")
+    with stage.application("locked", api_keys_file=str(file)) as url:
+
+        def status(headers: Mapping[str, str], path: str = "") -> int:
+            if path:
+                return httpx.get(f"{url}{path}", headers=headers).status_code
+            return httpx.post(url, content=png(), headers=headers).status_code
+
+        for key in (one, two):
+            assert status({"Authorization": f"Bearer {key}"}) == 200
+            assert status({"Authorization": f"bearer {key}"}) == 200
+            assert status({"X-API-Key": key}) == 200
+        wrong = [{}, {"X-API-Key": stranger}, {"X-API-Key": one_hash}, {"X-API-Key": ""}]
+        wrong += [{"Authorization": f"Basic {one}"}, {"Authorization": "Bearer"}]
+        for headers in wrong:
+            assert status(headers) == 401
+        assert status({}, "/models") == 401
+        assert status({}, "/card") == 401
+        assert [status({}, p) for p in ("/live", "/ready", "/docs", "/openapi.json")] == [200] * 4
+        answer = httpx.post(url, content=png())
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+        assert "X-API-Key" in answer.json()["detail"]
+
+
+def test_a_killed_replica_costs_no_request_of_a_client_that_tries_again(stage: Stage) -> None:
+    with stage.application("pair", scaling=TWO) as url:
+        before = replica_pids("pair")
+        assert len(before) == 2
+        with Load(url, clients=8).running() as load:
+            wait_for(lambda: load.statuses[200] > 50)
+            os.kill(next(iter(before.values())), signal.SIGKILL)
+            wait_for(lambda: len(set(replica_pids("pair")) - set(before)) == 1)
+            done = load.statuses[200]
+            wait_for(lambda: load.statuses[200] > done + 50)
+        assert load.failed == 0
+        # Only what the lost replica was executing: one request a client at the most.
+        assert load.retried <= 8
+
+
+def test_production_is_followed_without_a_failed_request(stage: Stage, tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    promote(store, str(stage.tiny))
+    with (
+        stage.application("follower", follow=store, follow_every_s=0.3) as url,
+        Load(url, clients=4, retries=0).running() as load,
+    ):
+        wait_for(lambda: len(load.models) > 20)
+        promote(store, str(stage.second))
+        wait_for(lambda: load.models[-1] == "second")
+        assert httpx.get(f"{url}/models").json()[0]["name"] == "second"
+        rollback(store, "ffr")
+        wait_for(lambda: load.models[-1] == "tiny")
+        # What cannot be read is not followed, and what answers goes on.
+        (tmp_path / "store" / "ffr" / "production.json").write_text("{}")
+        time.sleep(1)
+        done = len(load.models)
+        wait_for(lambda: len(load.models) > done + 20)
+    assert load.failed == 0
+    assert set(load.statuses) == {200}
+
+
+def test_decoding_and_network_apart_answer_the_same(stage: Stage, tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    promote(store, str(stage.tiny))
+    apart = {"layout": "apart", "ingress_cpus": 0.5, "ingress_scaling": ONE, "follow": store}
+    pinned = [str(stage.second)]
+    with stage.application("apart", **apart, follow_every_s=0.3, bundles=pinned) as url:
+        predictor = cardioray.load(stage.tiny, precision="fp32", num_threads=1)
+        files = [png(seed) for seed in range(3)]
+        parts = [("files", ("x", data, "image/png")) for data in files]
+        answer = httpx.post(url, files=parts, timeout=60).json()
+        expected = predictor.predict(files)["ffr"]["probability_per_frame"]
+        np.testing.assert_allclose(answer["ffr"]["probability_per_frame"], expected, atol=1e-6)
+        assert httpx.post(url, content=png(), params={"model": "second"}).status_code == 200
+        overlay = httpx.post(url, content=png(), params={"overlay": "gradcam"}, timeout=60)
+        assert overlay.json()["overlays"][0]["png"].startswith("data:image/png")
+        other = renamed(stage.tiny, tmp_path / "third", "third")
+        with Load(url, clients=4, retries=0).running() as load:
+            wait_for(lambda: len(load.models) > 10)
+            promote(store, str(other.path))
+            wait_for(lambda: load.models[-1] == "third")
+        assert load.failed == 0
+        assert len(replica_pids("apart")) == 2
+
+
+def test_a_config_file_is_deployed(stage: Stage, tmp_path: Path) -> None:
+    settings = config.parse(
+        ServeSettings, {"task": "ffr", "bundles": [str(stage.tiny)], "scaling": ONE, "cpus": 0.5}
+    )
+    server = ServerSettings(port=stage.port)
+    file = write_serve_config([settings], str(tmp_path / "serve.yaml"), server)
+    urls = deploy_config(file, f"http://{get_dashboard_url()}")
+    assert urls == {"ffr": f"http://127.0.0.1:{stage.port}/v1/ffr"}
+    assert httpx.post(urls["ffr"], content=png()).status_code == 200
+    serve.delete("ffr")
+
+
+def test_what_cannot_start_says_why(stage: Stage, tmp_path: Path) -> None:
+    twice = [str(stage.tiny), str(stage.tiny)]
+    settings = config.parse(ServeSettings, {"task": "ffr", "bundles": twice, "cpus": 0.5})
+    with pytest.raises(RuntimeError, match=r"ffr did not start: .*Two bundles answer to .*'tiny'"):
+        serve_bundles([settings], ServerSettings(port=stage.port))
+    damaged = renamed(stage.tiny, tmp_path / "damaged", "damaged")
+    (damaged.path / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(BundleError, match=r"model\.safetensors was changed after"):
+        application_settings([str(damaged.path)])
+    with pytest.raises(ValueError, match="mode 'default', and 'fast' was asked for"):
+        serve_bundles([settings], ServerSettings(port=stage.port, mode="fast"))
+    with pytest.raises(ValueError, match=f"listens on 127.0.0.1:{stage.port}; it does not move"):
+        serve_bundles([settings], ServerSettings(port=free_port()))

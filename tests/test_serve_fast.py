@@ -1,0 +1,117 @@
+"""The fast mode as a process of its own: HAProxy on loopback only, and gone when its parent is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from ray_cluster import end_tree, local_cluster, private_folder
+from served import free_port, png
+from tiny_bundles import tiny_bundle
+
+from cardioray.serve.fast import environment
+from cardioray.serve.settings import ServerSettings
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+SERVER = """
+import sys
+from cardioray.serve.deploy import application_settings, serve_bundles
+from cardioray.serve.settings import ServerSettings
+
+bundle, port, stats, metrics = sys.argv[1:]
+server = ServerSettings(port=port, mode="fast", stats_port=stats, metrics_port=metrics)
+serving = serve_bundles(application_settings([bundle], ["scaling.max_replicas=1"]), server)
+print(serving.urls["ffr"], flush=True)
+serving.wait()
+serving.stop()
+"""
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Path:
+    with local_cluster(num_cpus=2):
+        return tiny_bundle()
+
+
+class FastServer:
+    """A server in the fast mode, in a process of its own."""
+
+    def __init__(self, bundle: Path, folder: Path) -> None:
+        self.ports = [free_port() for _ in range(3)]
+        own = {"RAY_TMPDIR": str(folder), "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port())}
+        arguments = [str(bundle), *map(str, self.ports)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", SERVER, *arguments],
+            env={**os.environ, **own},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.url = self.process.stdout.readline().strip()
+        assert self.url, "the server did not start"
+
+    def haproxies(self) -> list[psutil.Process]:
+        """The HAProxy processes that are this server's."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        return [process for process in family if process.name() == "haproxy"]
+
+
+def gone(processes: list[psutil.Process]) -> Callable[[], bool]:
+    return lambda: not any(p.is_running() and p.status() != "zombie" for p in processes)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_fast_mode_from_start_to_stop(bundle: Path) -> None:
+    with private_folder() as folder:
+        server = FastServer(bundle, folder)
+        try:
+            answer = httpx.post(server.url, content=png(), headers={"X-Request-ID": "fast-1"})
+            assert answer.status_code == 200
+            assert answer.json()["request_id"] == "fast-1"
+            assert answer.headers.get_list("X-Request-ID") == ["fast-1"]
+            assert httpx.post(server.url, content=b"").status_code == 422
+            found = server.haproxies()
+            assert len(found) == 1
+            listening = {c.laddr for c in found[0].net_connections() if c.status == "LISTEN"}
+            assert listening == {("127.0.0.1", port) for port in server.ports}
+            socket_mode = (Path(found[0].cmdline()[-1]).parents[1].stat().st_mode) & 0o777
+            assert socket_mode == 0o700
+            server.process.terminate()
+            assert server.process.wait(60) == 0
+            assert gone(found)()
+        finally:
+            end_tree(server.process.pid)
+
+
+def test_a_killed_server_leaves_no_proxy_behind(bundle: Path) -> None:
+    with private_folder() as folder:
+        server = FastServer(bundle, folder)
+        found = server.haproxies()
+        try:
+            assert len(found) == 1
+            scratch = Path(found[0].cmdline()[-1]).parents[1]
+            server.process.kill()
+            wait_for(gone(found), seconds=30)
+            shutil.rmtree(scratch)
+        finally:
+            end_tree(server.process.pid)
+
+
+def test_a_folder_too_deep_for_sockets_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="too long a path for HAProxy's sockets.*TMPDIR"):
+        environment(ServerSettings(), tmp_path / ("x" * 40))

@@ -1,0 +1,352 @@
+"""What a server accepts and refuses before it starts, and the batcher; no cluster needed."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from cardioray import config
+from cardioray.predictor import ModelOutputs
+from cardioray.serve.app import build
+from cardioray.serve.auth import KeyRing, hash_key, new_key, read_keys, require_keys
+from cardioray.serve.batcher import Batcher
+from cardioray.serve.deploy import serve_bundles, write_serve_config
+from cardioray.serve.haproxy_guard import keep_on_loopback
+from cardioray.serve.proxy import request_id_from
+from cardioray.serve.serve_file import check_serve_file
+from cardioray.serve.settings import NamedBundle, ServerSettings, ServeSettings, is_loopback
+from cardioray.tasks.base import DecodedSample
+
+ROOT = Path(__file__).resolve().parents[1]
+FFR_YAML = ROOT / "serve_configs" / "ffr.yaml"
+
+
+def settings(**changes: Any) -> ServeSettings:
+    return config.parse(ServeSettings, {"task": "ffr", "bundles": ["b"], **changes})
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"max_batch": 4}, "Unknown setting 'max_batch'"),
+        ({"scaling": {"max_replica": 4}}, "Did you mean 'max_replicas'"),
+        ({"limits": {"max_bytes": 0}}, "greater than or equal to 1"),
+        ({"scaling": {"min_replicas": 3}}, r"max_replicas \(2\) is below min_replicas \(3\)"),
+        ({"max_ongoing_requests": 15}, r"below twice max_batch_size \(8\)"),
+        ({"bundles": []}, "name at least one bundle"),
+        ({"layout": "sideways"}, "'auto', 'together' or 'apart'"),
+    ],
+)
+def test_wrong_settings_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        settings(**changes)
+    with pytest.raises(ValueError, match=words):
+        build({"task": "ffr", "bundles": ["b"], **changes})
+
+
+def test_bundles_are_paths_or_named_paths() -> None:
+    both = settings(bundles=["a", {"path": "b", "name": "other"}]).named_bundles
+    assert both == (NamedBundle(path="a"), NamedBundle(path="b", name="other"))
+
+
+@pytest.mark.parametrize(
+    ("layout", "gpus", "apart"),
+    [
+        ("auto", 0, False),
+        ("auto", 0.5, True),
+        ("together", 1, False),
+        ("apart", 0, True),
+    ],
+)
+def test_the_layout_follows_the_device(layout: str, gpus: float, apart: bool) -> None:
+    chosen = settings(layout=layout, gpus=gpus)
+    assert chosen.apart is apart
+    deployments = build(config.to_dict(chosen))._bound_deployment
+    assert (len(deployments.init_args) == 2) is apart
+
+
+def test_variables_in_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def bundle_of(path: str) -> str:
+        bound = build({"task": "ffr", "bundles": [path]})._bound_deployment
+        return str(bound.init_args[0]["bundles"][0]["path"])
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CARDIORAY_FFR_BUNDLE", raising=False)
+    assert bundle_of("${CARDIORAY_FFR_BUNDLE:-runs/x}") == str(tmp_path / "runs" / "x")
+    monkeypatch.setenv("CARDIORAY_FFR_BUNDLE", "s3://models/y")
+    assert bundle_of("${CARDIORAY_FFR_BUNDLE:-runs/x}") == "s3://models/y"
+    with pytest.raises(ValueError, match="no variable NOWHERE"):
+        bundle_of("${NOWHERE}/x")
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.8.8", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.0.4", False),
+        ("example.org", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_loopback(host: str | None, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+
+
+# Keys
+
+
+def test_a_new_key_opens_and_others_do_not() -> None:
+    (key, digest), (other, _) = new_key(), new_key()
+    ring = KeyRing((hash_key("older key"), digest))
+    assert digest == hash_key(key)
+    assert ring.accepts(key)
+    assert not ring.accepts(other)
+    assert not ring.accepts(digest)
+    assert not ring.accepts("")
+
+
+def test_keys_come_from_files_and_the_environment(tmp_path: Path) -> None:
+    digests = [hash_key(str(i)) for i in range(4)]
+    named, given = tmp_path / "named", tmp_path / "given"
+    named.write_text(f"# reading room\n{digests[0]}  station 1\n\n{digests[1].upper()}\n")
+    given.write_text(digests[2])
+    ring = read_keys(
+        str(named),
+        {
+            "CARDIORAY_API_KEYS_SHA256": f"{digests[3]}, {digests[0]}",
+            "CARDIORAY_API_KEYS_SHA256_FILE": str(given),
+        },
+    )
+    assert sorted(ring.hashes) == sorted(digests)
+
+
+def test_a_key_in_clear_text_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    key, _ = new_key()
+    with pytest.raises(ValueError, match="entry 1 does not begin with a SHA-256") as caught:
+        read_keys(None, {"CARDIORAY_API_KEYS_SHA256": key})
+    assert key not in str(caught.value)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_keys(str(tmp_path / "absent"), {})
+
+
+def test_no_keys_no_listening_beyond_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_keys("127.0.0.1", KeyRing())
+    require_keys("0.0.0.0", KeyRing((hash_key("k"),)))
+    monkeypatch.delenv("CARDIORAY_API_KEYS_SHA256", raising=False)
+    monkeypatch.delenv("CARDIORAY_API_KEYS_SHA256_FILE", raising=False)
+    with pytest.raises(ValueError, match=r"listen on 0\.0\.0\.0.*no API keys.*serve-key"):
+        serve_bundles([settings()], ServerSettings(host="0.0.0.0"))
+
+
+def test_request_ids() -> None:
+    assert request_id_from("A-1_b.c:d") == "A-1_b.c:d"
+    for wrong in (None, "", "two words", "line\nfeed", "x" * 129, "é"):
+        fresh = request_id_from(wrong)
+        assert fresh != wrong
+        assert request_id_from(fresh) == fresh
+
+
+# Config files of Serve
+
+
+def changed_yaml(tmp_path: Path, change: str, value: Any) -> str:
+    document = yaml.safe_load(FFR_YAML.read_text())
+    node: Any = document
+    *path, last = [int(part) if part.isdigit() else part for part in change.split(".")]
+    for part in path:
+        node = node[part] if isinstance(node, list) else node.setdefault(part, {})
+    node[last] = value
+    file = tmp_path / "changed.yaml"
+    file.write_text(yaml.safe_dump(document))
+    return str(file)
+
+
+def test_the_shipped_config_is_right() -> None:
+    schema = check_serve_file(str(FFR_YAML))
+    assert schema.http_options.host == "127.0.0.1"
+    assert schema.applications[0].route_prefix == "/v1/ffr"
+
+
+@pytest.mark.parametrize(
+    ("change", "value", "words"),
+    [
+        ("http_option", {}, "Did you mean 'http_options'"),
+        ("http_options.hosts", "x", "http_options.hosts: Unknown key"),
+        ("applications.0.routeprefix", "/", "applications.0.routeprefix: Unknown key"),
+        ("applications.0.args.max_batchsize", 4, "Did you mean 'max_batch_size'"),
+        ("applications.0.args.limits", {"max_byte": 1}, "Did you mean 'max_bytes'"),
+        ("applications.0.route_prefix", "/ffr", "task ffr is served at /v1/ffr"),
+        (
+            "applications.0.deployments",
+            [{"name": "Answerer", "autoscaling_config": {"max_replica": 2}}],
+            r"deployments.0.autoscaling_config.max_replica: Unknown key",
+        ),
+        (
+            "applications.0.deployments",
+            [{"name": "Answerer", "ray_actor_options": {"num_cpu": 2}}],
+            r"deployments.0.ray_actor_options.num_cpu: Unknown key",
+        ),
+        ("applications.0.deployments", [{"name": "Answer"}], "Did you mean 'Answerer'"),
+        ("http_options.port", "many", "http_options.port"),
+    ],
+)
+def test_faults_of_a_config_file(tmp_path: Path, change: str, value: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        check_serve_file(changed_yaml(tmp_path, change, value))
+
+
+def test_a_written_config_file_says_the_same(tmp_path: Path) -> None:
+    wanted = settings(
+        bundles=["/models/a", {"path": "s3://m/b", "name": "b"}],
+        max_batch_size=4,
+        scaling={"max_replicas": 5},
+    )
+    file = write_serve_config([wanted], str(tmp_path / "serve.yaml"), ServerSettings(port=8123))
+    schema = check_serve_file(file)
+    assert schema.http_options.port == 8123
+    assert schema.http_options.host == "127.0.0.1"
+    assert config.parse(ServeSettings, schema.applications[0].args) == wanted
+
+
+# HAProxy
+
+
+def test_haproxy_is_kept_on_loopback() -> None:
+    written = (
+        "frontend prometheus\n    bind :9101\n"
+        "frontend http_frontend\n    bind *:8000\n"
+        "listen stats\n  bind *:8404\n  stats enable\n"
+    )
+    assert keep_on_loopback(written, ["9101", "8404"]) == (
+        "frontend prometheus\n    bind 127.0.0.1:9101\n"
+        "frontend http_frontend\n    bind *:8000\n"
+        "listen stats\n  bind 127.0.0.1:8404\n  stats enable\n"
+    )
+
+
+# The batcher, over a network that doubles its input
+
+
+def sample(value: int) -> DecodedSample:
+    array = np.full((1,), value, np.uint8)
+    return DecodedSample(frame="0", arrays={"image": array}, picture=array[None])
+
+
+class Doubler:
+    """Records its batches; waits for `gate` while it is closed."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def infer(self, samples: Sequence[DecodedSample]) -> ModelOutputs:
+        values = [int(s.arrays["image"][0]) for s in samples]
+        self.batches.append(values)
+        assert self.gate.wait(10)
+        if 13 in values:
+            raise ValueError("thirteen")
+        doubled = 2 * np.array(values, np.float32)
+        return ModelOutputs({"x": doubled}, doubled[:, None])
+
+
+async def scores(batcher: Batcher, *values: int) -> list[float]:
+    outputs = await batcher.infer([sample(value) for value in values])
+    return [float(score) for score in outputs.scores["x"]]
+
+
+def run_batcher(network: Doubler, scenario: Any, **options: Any) -> None:
+    async def run() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            await scenario(Batcher(network.infer, executor, **options))
+
+    asyncio.run(run())
+
+
+def test_an_idle_model_starts_at_once_and_a_busy_one_gathers() -> None:
+    network = Doubler()
+
+    async def scenario(batcher: Batcher) -> None:
+        network.gate.clear()
+        first = asyncio.create_task(scores(batcher, 1))
+        while not network.batches:
+            await asyncio.sleep(0.001)
+        others = [asyncio.create_task(scores(batcher, n, n + 1)) for n in (10, 20, 30)]
+        await asyncio.sleep(0.01)
+        assert batcher.waiting == 3
+        assert batcher.busy_s > 0
+        network.gate.set()
+        assert await first == [2]
+        assert await asyncio.gather(*others) == [[20, 22], [40, 42], [60, 62]]
+        assert batcher.busy_s == 0
+
+    run_batcher(network, scenario, max_batch_size=4)
+    assert network.batches == [[1], [10, 11, 20, 21], [30, 31]]
+
+
+def test_a_study_larger_than_a_batch_is_answered_whole() -> None:
+    network = Doubler()
+
+    async def scenario(batcher: Batcher) -> None:
+        assert await scores(batcher, *range(10)) == [2.0 * n for n in range(10)]
+
+    run_batcher(network, scenario, max_batch_size=4)
+    assert network.batches == [list(range(10))]
+
+
+def test_a_failing_batch_fails_its_studies_and_no_others() -> None:
+    network = Doubler()
+
+    async def scenario(batcher: Batcher) -> None:
+        with pytest.raises(ValueError, match="thirteen"):
+            await scores(batcher, 13)
+        assert await scores(batcher, 4) == [8]
+
+    run_batcher(network, scenario, max_batch_size=4)
+
+
+def test_a_client_that_went_away_costs_no_computation() -> None:
+    network = Doubler()
+
+    async def scenario(batcher: Batcher) -> None:
+        network.gate.clear()
+        first = asyncio.create_task(scores(batcher, 1))
+        gone = asyncio.create_task(scores(batcher, 2))
+        stays = asyncio.create_task(scores(batcher, 3))
+        while not network.batches:
+            await asyncio.sleep(0.001)
+        gone.cancel()
+        await asyncio.sleep(0.001)
+        network.gate.set()
+        assert [await first, await stays] == [[2], [6]]
+
+    run_batcher(network, scenario, max_batch_size=1)
+    assert network.batches == [[1], [3]]
+
+
+def test_a_waiting_batcher_starts_early_when_the_batch_is_full() -> None:
+    network = Doubler()
+
+    async def scenario(batcher: Batcher) -> None:
+        async with asyncio.timeout(5):
+            await asyncio.gather(*(scores(batcher, n) for n in range(4)))
+
+    run_batcher(network, scenario, max_batch_size=4, wait_s=60)
+    assert network.batches == [[0, 1, 2, 3]]

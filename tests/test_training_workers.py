@@ -1,0 +1,201 @@
+"""Training workers of their own: parity with plain DDP, and runs that go on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import ray
+import tiny_training as tiny
+from ray_cluster import end_tree
+
+from cardioray import storage
+from cardioray.data.shards import ShardSet
+from cardioray.training.outcome import Outcome
+from cardioray.training.run import train
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+TESTS = str(Path(__file__).parent)
+# On machines without a GPU Ray's bookkeeping of GPUs is tested with gloo.
+TWO_ON_TWO_GPUS = ("scale.workers=2", "scale.gpus_per_worker=1", "scale.backend=gloo")
+TWO_ON_ONE_GPU = ("scale.workers=2", "scale.gpus_per_worker=0.5", "scale.backend=gloo")
+NO_GPU = "scale.gpus_per_worker=0"
+
+
+@pytest.fixture(scope="module")
+def shards(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    return tiny.tiny_shards(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def split(shards: ShardSet) -> pd.Series:
+    """With one calibration sample: fewer than ranks."""
+    split = tiny.tiny_split(shards)
+    calibration = split == "calibration"
+    return split.where(~calibration | (calibration.cumsum() == 1), "")
+
+
+@pytest.fixture(scope="module")
+def two_workers(
+    shards: ShardSet, split: pd.Series, tmp_path_factory: pytest.TempPathFactory
+) -> Outcome:
+    folder = tmp_path_factory.mktemp("two")
+    return train(tiny.tiny_run(*TWO_ON_TWO_GPUS), shards, split, str(folder), name="run")
+
+
+def losses(outcome: Outcome) -> np.ndarray:
+    return pd.read_csv(Path(outcome.folder) / "losses.csv")["train_loss"].to_numpy()
+
+
+def placed() -> list[list[dict[str, float]]]:
+    """Resources of the workers of every group that was placed on GPUs."""
+    groups = [group["bundles"] for group in ray.util.placement_group_table().values()]
+    return [list(bundles.values()) for bundles in groups if "GPU" in bundles[0]]
+
+
+def test_two_workers_learn_as_plain_ddp_does(
+    two_workers: Outcome, shards: ShardSet, tmp_path: Path
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    out = tmp_path / "losses.json"
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, f"{TESTS}/plain_ddp.py", shards.path, str(out)]
+    ranks = [
+        subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank)})
+        for rank in range(2)
+    ]
+    assert [rank.wait() for rank in ranks] == [0, 0]
+    by_hand = json.loads(out.read_text())
+    assert len(by_hand) == 6
+    np.testing.assert_allclose(losses(two_workers), by_hand, atol=1e-5, rtol=0)
+
+
+def test_two_workers_score_every_row_once(
+    two_workers: Outcome, shards: ShardSet, split: pd.Series
+) -> None:
+    assert [{"CPU": 1.0, "GPU": 1.0}] * 2 in placed()
+    table = two_workers.predictions()
+    for name, count in (("validation", 8), ("calibration", 1), ("test", 8)):
+        rows = table.loc[table["split"] == name, "row"]
+        assert sorted(rows) == sorted(shards.samples.loc[split == name, "row"])
+        assert len(rows) == count
+
+
+def test_one_worker_goes_on_after_a_kill(shards: ShardSet, tmp_path: Path) -> None:
+    run = tiny.tiny_run(NO_GPU)
+    uninterrupted = tiny.train_here(run, shards, tmp_path / "whole")
+    interruption = tiny.Interruption(tmp_path / "killed", 1, kill=True)
+    found = train(
+        run,
+        shards,
+        tiny.tiny_split(shards),
+        str(tmp_path),
+        name="killed",
+        progress=interruption,  # type: ignore[arg-type]
+    )
+    assert min(interruption.epochs_told_after()) > 1
+    assert tiny.texts(found) == tiny.texts(uninterrupted)
+    pd.testing.assert_frame_equal(found.predictions(), uninterrupted.predictions())
+
+
+def test_two_workers_go_on_after_one_is_killed(
+    two_workers: Outcome, shards: ShardSet, split: pd.Series, tmp_path: Path
+) -> None:
+    interruption = tiny.Interruption(tmp_path / "killed", 1, kill=True)
+    found = train(
+        tiny.tiny_run(*TWO_ON_ONE_GPU),
+        shards,
+        split,
+        str(tmp_path),
+        name="killed",
+        progress=interruption,  # type: ignore[arg-type]
+    )
+    assert [{"CPU": 1.0, "GPU": 0.5}] * 2 in placed()
+    assert min(interruption.epochs_told_after()) > 1
+    same = {"rtol": 0, "atol": 1e-6}
+    pd.testing.assert_frame_equal(found.log(), two_workers.log(), **same)
+    np.testing.assert_allclose(losses(found), losses(two_workers), **same)
+    pd.testing.assert_frame_equal(found.predictions(), two_workers.predictions(), **same)
+
+
+STAGES = {
+    "train": {
+        "stages": [
+            {"name": "first", "epochs": 2, "frozen": "first_blocks", "freeze_batch_norm": True},
+            {"name": "second", "epochs": 3, "schedule": "plateau", "plateau_patience": 0},
+        ]
+    }
+}
+TWO_STAGES = (NO_GPU, "train.epochs=3", "train.optimizer.ema_decay=0.8")
+
+DRIVER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import tiny_training as tiny
+from ray_cluster import local_cluster
+from test_training_workers import STAGES, TWO_STAGES
+from cardioray.data.shards import ShardSet
+from cardioray.training.run import train
+
+folder = Path(sys.argv[3])
+with local_cluster(num_cpus=2):
+    shards = ShardSet.open(sys.argv[2])
+    run = tiny.tiny_run(*TWO_STAGES, values=STAGES)
+    stop = tiny.Interruption(folder, 3, kill=False)
+    train(run, shards, tiny.tiny_split(shards), str(folder.parent), name=folder.name, progress=stop)
+"""
+
+
+def test_a_killed_driver_is_taken_up_in_its_second_stage(shards: ShardSet, tmp_path: Path) -> None:
+    run = tiny.tiny_run(*TWO_STAGES, values=STAGES)
+    folder = tmp_path / "killed"
+    interruption = tiny.Interruption(folder, 3, kill=False)
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, TESTS, shards.path, str(folder)])
+    try:
+        tiny.wait_for(interruption.happened.exists)
+    finally:
+        end_tree(driver.pid)
+        driver.wait()
+    assert not (folder / "outcome.json").exists()
+    assert len(pd.read_csv(folder / "log.csv")) == 3
+
+    found = train(
+        run,
+        shards,
+        tiny.tiny_split(shards),
+        str(tmp_path),
+        name="killed",
+        progress=interruption,  # type: ignore[arg-type]
+    )
+    assert min(interruption.epochs_told_after()) > 3
+    uninterrupted = tiny.train_here(run, shards, tmp_path / "whole")
+    assert list(uninterrupted.log()["stage"]) == ["first"] * 2 + ["second"] * 3
+    assert tiny.texts(found) == tiny.texts(uninterrupted)
+    pd.testing.assert_frame_equal(found.predictions(), uninterrupted.predictions())
+    timing = pd.read_csv(folder / "timing.csv")
+    assert list(timing["epoch"]) == [1, 2, 3, 4, 5]
+
+
+def test_a_run_in_a_bucket(shards: ShardSet, s3: str) -> None:
+    storage.copy_folder(shards.path, f"{s3}/shards")
+    remote = ShardSet.open(f"{s3}/shards")
+    split = tiny.tiny_split(remote)
+    run = tiny.tiny_run(NO_GPU, "train.epochs=1")
+    found = train(run, remote, split, f"{s3}/runs", name="run")
+    assert len(found.log()) == 1
+    assert set(found.weights()) == set(run.task.build_model().state_dict())
+    names = {file.removeprefix(f"{s3}/runs/run/") for file in storage.list_files(f"{s3}/runs/run")}
+    assert {"config.yaml", "timing.csv", "outcome.json", "predictions.parquet"} <= names
+    assert any(name.startswith("tensorboard/events") for name in names)
+    assert any(name.startswith("checkpoint_00001/state.") for name in names)

@@ -1,0 +1,141 @@
+"""Comparing backbones: division of patients, stopping, resuming, bundles, refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny_training as tiny
+
+from cardioray.bundle import open_bundle
+from cardioray.data.shards import ShardSet
+from cardioray.training.settings import RunConfig
+from cardioray.tuning.compare import Comparison, compare, divide, fit_cluster
+from cardioray.tuning.settings import AshaConfig, CompareConfig, SearchConfig, select_backbones
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+BACKBONES = ("test_resnet", "resnet10t", "resnet14t")
+SETTINGS = CompareConfig(
+    backbones=BACKBONES,
+    folds=2,
+    asha=AshaConfig(grace_epochs=1, reduction_factor=8),
+    max_concurrent=1,
+    seed=1,
+)
+
+
+def run_of(*overrides: str) -> RunConfig:
+    return tiny.tiny_run("split.min_calibration_patients=2", "scale.gpus_per_worker=0", *overrides)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> ShardSet:
+    return tiny.tiny_shards(tmp_path_factory.mktemp("tuning"))
+
+
+@pytest.fixture(scope="module")
+def comparison(
+    shards: ShardSet, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Comparison, Path]]:
+    out = tmp_path_factory.mktemp("compare")
+    return compare(run_of(), shards, SETTINGS, str(out)), out
+
+
+def test_final_test_patients_are_in_no_fold(shards: ShardSet) -> None:
+    division = divide(run_of(), shards, SETTINGS)
+    test = (division.final == "test").to_numpy()
+    assert test.any()
+    for fold in division.folds:
+        assert (fold[test] == "").all()
+        assert (fold[~test] != "").all()
+    held_out = pd.concat(
+        [shards.samples["patient_id"][(fold == "test").to_numpy()] for fold in division.folds]
+    )
+    development = shards.samples["patient_id"][~test]
+    assert sorted(held_out) == sorted(development)
+
+
+def test_weak_trials_are_stopped_and_the_next_ones_start(
+    comparison: tuple[Comparison, Path],
+) -> None:
+    leaderboard = comparison[0].leaderboard
+    assert {row.entry.name for row in leaderboard.rows} == set(BACKBONES)
+    stopped = [row.entry for row in leaderboard.rows if row.entry.stopped_early]
+    finished = [row.entry for row in leaderboard.rows if not row.entry.stopped_early]
+    assert stopped
+    assert finished
+    assert all(entry.folds == 1 and (entry.epochs or 0) < 3 for entry in stopped)
+    assert all(entry.folds == 2 and entry.epochs == 6 for entry in finished)
+
+
+def test_the_winner_becomes_a_bundle_scored_on_patients_of_no_fold(
+    comparison: tuple[Comparison, Path], shards: ShardSet
+) -> None:
+    result, out = comparison
+    bundle = result.bundles[0]
+    assert bundle.name == result.leaderboard.winner.name
+    metrics = open_bundle(str(bundle.path)).json("metrics.json")
+    division = divide(run_of(), shards, SETTINGS)
+    test = shards.samples["patient_id"][(division.final == "test").to_numpy()]
+    assert metrics["targets"]["ffr"]["patients"] == test.nunique()
+    assert metrics["comparison"]["name"] == bundle.name
+    pooled = metrics["comparison"]["evaluation"]["patients"]
+    assert pooled == shards.samples["patient_id"].nunique() - test.nunique()
+    for name in ("leaderboard.csv", "leaderboard.json", "leaderboard.html", "plots/roc.png"):
+        assert (out / name).stat().st_size > 0
+
+
+def test_a_second_call_trains_nothing(
+    comparison: tuple[Comparison, Path], shards: ShardSet
+) -> None:
+    result, out = comparison
+    trained = {p: p.stat().st_mtime_ns for p in out.rglob("model.safetensors")}
+    again = compare(run_of(), shards, SETTINGS, str(out))
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("model.safetensors")} == trained
+    pd.testing.assert_frame_equal(again.leaderboard.table, result.leaderboard.table, atol=1e3)
+
+
+def test_a_folder_of_another_comparison_is_refused(
+    comparison: tuple[Comparison, Path], shards: ShardSet
+) -> None:
+    with pytest.raises(ValueError, match="comparison of other settings or data"):
+        compare(run_of("train.seed=5"), shards, SETTINGS, str(comparison[1]))
+
+
+def test_search_draws_settings_within_bounds(shards: ShardSet, tmp_path: Path) -> None:
+    settings = CompareConfig(
+        backbones=("test_resnet",),
+        folds=2,
+        asha=AshaConfig(enabled=False),
+        search=SearchConfig(num_samples=2, learning_rate=(1e-3, 2e-3)),
+        max_concurrent=1,
+    )
+    compare(run_of("train.epochs=1"), shards, settings, str(tmp_path))
+    trials = json.loads((tmp_path / "compare.json").read_text())["trials"]
+    assert len(trials) == 2  # the best draw on the first fold, and the same on the second
+    assert trials[0]["overrides"] == trials[1]["overrides"]
+    rate = float(trials[0]["overrides"][0].split("=")[1])
+    assert 1e-3 <= rate <= 2e-3
+
+
+def test_trials_leave_room_for_ray_data(shards: ShardSet) -> None:
+    import ray
+
+    total = ray.cluster_resources()["CPU"]
+    fitted, concurrent = fit_cluster(run_of(), CompareConfig(backbones=BACKBONES, folds=5))
+    assert concurrent >= 1
+    assert concurrent * float(fitted.scale.cpus_per_worker) <= 0.9 * total
+    with pytest.raises(ValueError, match="does not fit this cluster"):
+        fit_cluster(run_of("scale.cpus_per_worker=64"), CompareConfig(backbones=BACKBONES))
+
+
+def test_backbones_are_chosen_by_name_wildcard_and_all() -> None:
+    assert len(select_backbones("all")) == 10
+    assert select_backbones("densenet*") == ("densenet121", "densenet169", "densenet201")
+    assert select_backbones("VGG-16,resnet18") == ("vgg16", "resnet18")
+    with pytest.raises(ValueError, match="densenet169"):
+        select_backbones("densnet169")

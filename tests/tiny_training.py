@@ -1,0 +1,176 @@
+"""A tiny data set and tiny runs on it, for the tests of training."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import ray
+import torch
+from PIL import Image
+from ray.train import RunConfig as RayRunConfig
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from cardioray import storage
+from cardioray.data.pipeline import PrepareConfig, prepare, read_rows
+from cardioray.data.shards import ShardSet
+from cardioray.training.loop import TrainPlan, train_worker
+from cardioray.training.outcome import Outcome, read_outcome
+from cardioray.training.run import make_plan
+from cardioray.training.settings import RunConfig
+
+SIZE = 32
+PATIENTS = 32
+FRAMES = 2
+SPLITS = ("train",) * 20 + ("validation",) * 4 + ("calibration",) * 4 + ("test",) * 4
+TINY = (
+    f"preprocess.image_size={SIZE}",
+    "model.backbone=test_resnet",
+    "model.pretrained=none",
+    "train.batch_size=8",
+    "train.precision=fp32",
+    "train.recipe=scratch",
+    "train.epochs=3",
+)
+
+
+def write_pictures(folder: Path, patients: int = PATIENTS, seed: int = 0) -> Path:
+    """Noise with a disc that is darker in patients with a low FFR, and manifest.csv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    down, across = np.mgrid[:SIZE, :SIZE]
+    rows = []
+    for patient in range(patients):
+        ffr = 0.70 if patient % 2 else 0.90
+        for frame in range(FRAMES):
+            picture = rng.normal(120, 25, (SIZE, SIZE))
+            y, x = rng.uniform(10, 22, 2)
+            picture[(down - y) ** 2 + (across - x) ** 2 < 36] -= 70 if patient % 2 else 20
+            name = f"p{patient:02d}_{frame}.png"
+            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / name)
+            rows.append((f"p{patient:02d}-{frame}", f"p{patient:02d}", name, ffr))
+    table = pd.DataFrame(rows, columns=["sample_id", "patient_id", "source", "ffr"])
+    table.to_csv(folder / "manifest.csv", index=False)
+    return folder
+
+
+def tiny_run(*overrides: str, values: Mapping[str, Any] | None = None) -> RunConfig:
+    """A run of seconds."""
+    return RunConfig.build("ffr", values, (*TINY, *overrides))
+
+
+def tiny_shards(folder: Path, **settings: Any) -> ShardSet:
+    """Shards of several parts, from pictures written for them."""
+    task = tiny_run().task
+    manifest = task.read_manifest(str(write_pictures(folder / "pictures")), None)
+    settings = {"sources_per_part": 16, **settings}
+    return prepare(task, manifest, str(folder / "shards"), PrepareConfig(**settings))
+
+
+def tiny_split(shards: ShardSet) -> pd.Series:
+    """The split of every sample: patients by their number."""
+    number = shards.samples["patient_id"].str.removeprefix("p").astype(int)
+    return number.map(dict(enumerate(SPLITS)))
+
+
+def plan_of(run: RunConfig, shards: ShardSet, folder: Path) -> TrainPlan:
+    """What the driver would hand to the workers."""
+    return make_plan(
+        run, shards, tiny_split(shards), str(folder), str(folder / "weights"), None, folder.name
+    )
+
+
+def train_here(run: RunConfig, shards: ShardSet, folder: Path) -> Outcome:
+    """The loop in this process, by Ray Train's local mode; one thread, as workers have."""
+    return train_plan_here(plan_of(run, shards, folder))
+
+
+def train_plan_here(plan: TrainPlan) -> Outcome:
+    """As `train_here`, for a plan."""
+    written = dict(plan.run)
+    columns = RunConfig.build(written.pop("task"), written).task.columns
+    threads, temporary = torch.get_num_threads(), tempfile.tempdir
+    torch.set_num_threads(1)
+    # Local mode leaves checkpoints where they were written.
+    tempfile.tempdir = str(Path(plan.folder).parent)
+    try:
+        TorchTrainer(
+            lambda settings: train_worker(settings["plan"]),
+            train_loop_config={"plan": plan},
+            scaling_config=ScalingConfig(num_workers=0),
+            run_config=RayRunConfig(name="here"),
+            datasets={n: read_rows(plan.shards, r, columns) for n, r in plan.rows.items()},
+        ).fit()
+    finally:
+        torch.set_num_threads(threads)
+        tempfile.tempdir = temporary
+    outcome = read_outcome(plan.folder)
+    assert outcome is not None
+    return outcome
+
+
+class Interruption:
+    """Stands in the place of the progress board and ends, or stops, rank 0 in mid-epoch, once.
+
+    Args:
+        folder: the run's folder.
+        after: epochs that are finished and in a committed checkpoint when it happens.
+        kill: end the process, or only wait for someone else to do so.
+    """
+
+    def __init__(self, folder: Path, after: int, *, kill: bool) -> None:
+        self.folder, self.after, self.kill = folder, after, kill
+        self.update = self
+
+    @property
+    def happened(self) -> Path:
+        return self.folder.parent / f"{self.folder.name}.interrupted"
+
+    def epochs_told_after(self) -> list[float]:
+        """How far the run was each time it said so, once it had been taken up again."""
+        return [float(line) for line in self.happened.read_text().split()]
+
+    def remote(self, label: str, state: Mapping[str, Any]) -> None:
+        if "epoch" not in state:
+            return
+        if self.happened.exists():
+            with self.happened.open("a") as stream:
+                stream.write(f"{state['epoch']}\n")
+            return
+        # An epoch says how far it is while it trains; its checkpoint comes later.
+        if state["epoch"] <= self.after:
+            return
+        snapshot = self.folder / "checkpoint_manager_snapshot.json"
+        wanted = f"checkpoint_{self.after:05d}"
+        wait_for(lambda: snapshot.exists() and wanted in snapshot.read_text())
+        self.happened.touch()
+        if self.kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        while True:
+            time.sleep(1)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 240.0) -> None:
+    """Wait until something holds; fails when it never does."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.05)
+
+
+def texts(outcome: Outcome, names: Sequence[str] = ("log.csv", "losses.csv")) -> dict[str, bytes]:
+    """Files of a run, byte by byte."""
+    return {name: storage.read_bytes(storage.join(outcome.folder, name)) for name in names}
+
+
+# Workers do not find the tests' folder; what they get from here travels whole.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
