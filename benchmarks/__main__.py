@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 from rich.console import Console
 
+from benchmarks import asha as asha_benchmark
+from benchmarks import shards as shards_benchmark
+from benchmarks import training as training_benchmark
 from benchmarks.report import PAGE, Report, write_page
+from cardioray import config
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 console = Console()
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as in --set epochs=2."),
+]
+
+
+@app.command()
+def training(overrides: Overrides = None) -> None:
+    """Images a second of Ray Train beside a hand-written DDP script."""
+    settings = config.parse(training_benchmark.TrainingSettings, {}, overrides or ())
+    finish(training_benchmark.run(settings))
+
+
+@app.command()
+def shards(overrides: Overrides = None) -> None:
+    """Passes over shards beside decoding every picture in every pass."""
+    settings = config.parse(shards_benchmark.ShardSettings, {}, overrides or ())
+    finish(shards_benchmark.run(settings))
+
+
+@app.command()
+def asha(overrides: Overrides = None) -> None:
+    """Ten backbones with early stopping beside ten full trainings."""
+    settings = config.parse(asha_benchmark.AshaSettings, {}, overrides or ())
+    finish(asha_benchmark.run(settings))
 
 
 @app.command()

@@ -116,7 +116,9 @@ class Report:
         lines += [""] + [f"- {ratio.name}: **{_with_goal(ratio)}**" for ratio in self.ratios]
         if self.plot:
             lines += ["", f"![{self.title}](images/{self.plot})"]
-        chosen = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in self.settings.items())
+        chosen = ", ".join(
+            f"{key.replace('_', ' ')} {value}" for key, value in self.settings.items()
+        )
         where = self.environment
         machine = f"{where['cores']} cores of {where['cpu']}, {where['gpu'] or 'no GPU'}"
         lines += ["", f"{chosen[:1].upper()}{chosen[1:]}. {machine}; {where['date']}."]
@@ -152,9 +154,9 @@ def write_page(page: Path = PAGE, results: Path = RESULTS) -> str:
 
 _INTRODUCTION = """# Benchmarks
 
-Each benchmark runs CardioRay and a peer in turn, in one run on one machine, and gives the ratio. Absolute
-figures belong to the machine named below each table; ratios travel better. The page is written from
-`benchmarks/results/*.json`, which also hold versions and settings.
+Each benchmark runs CardioRay and a peer in turn, in one run on one machine, and gives the ratio.
+Absolute figures belong to the machine named below each table; ratios travel better. The page is
+written from `benchmarks/results/*.json`, which also hold versions and settings.
 
 ```bash
 pip install -c constraints.txt -e '.[benchmarks]'
@@ -201,6 +203,10 @@ def _version(name: str) -> str | None:
 
 def _revision() -> str | None:
     found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return found.stdout.strip() or None
