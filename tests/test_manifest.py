@@ -13,17 +13,9 @@ from pydicom.data import get_testdata_file
 
 from cardioray import storage
 from cardioray.data.manifest import Manifest, read_manifest
-from cardioray.targets import BinaryTarget, RegressionTarget
+from cardioray.targets import RegressionTarget
+from cardioray.tasks.ffr import FFR_TARGET as FFR
 
-FFR = BinaryTarget(
-    name="ffr",
-    positive="FFR<=0.80",
-    negative="FFR>0.80",
-    value_column="ffr",
-    cutoff=0.80,
-    positive_aliases=("FFRL",),
-    negative_aliases=("FFRH",),
-)
 ROWS = pd.DataFrame(
     {
         "sample_id": ["a", "b", "c"],

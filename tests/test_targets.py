@@ -12,17 +12,7 @@ from hypothesis import strategies as st
 
 from cardioray.config import parse, to_dict
 from cardioray.targets import BinaryTarget, RegressionTarget
-
-FFR = BinaryTarget(
-    name="ffr",
-    positive="FFR<=0.80",
-    negative="FFR>0.80",
-    value_column="ffr",
-    cutoff=0.80,
-    operator="<=",
-    positive_aliases=("FFRL",),
-    negative_aliases=("FFRH",),
-)
+from cardioray.tasks.ffr import FFR_TARGET as FFR
 
 
 @pytest.mark.parametrize(
