@@ -8,6 +8,8 @@ import typer
 from rich.console import Console
 
 from benchmarks import asha as asha_benchmark
+from benchmarks import autoscaling as autoscaling_benchmark
+from benchmarks import serving as serving_benchmark
 from benchmarks import shards as shards_benchmark
 from benchmarks import training as training_benchmark
 from benchmarks.report import PAGE, Report, write_page
@@ -41,6 +43,20 @@ def asha(overrides: Overrides = None) -> None:
     """Ten backbones with early stopping beside ten full trainings."""
     settings = config.parse(asha_benchmark.AshaSettings, {}, overrides or ())
     finish(asha_benchmark.run(settings))
+
+
+@app.command()
+def serving(overrides: Overrides = None) -> None:
+    """Requests a second and latency beside FastAPI with PyTorch or OpenVINO, and LitServe."""
+    settings = config.parse(serving_benchmark.ServingSettings, {}, overrides or ())
+    finish(serving_benchmark.run(settings))
+
+
+@app.command()
+def autoscaling(overrides: Overrides = None) -> None:
+    """Replicas that come and go with the load, and what a killed one costs."""
+    settings = config.parse(autoscaling_benchmark.AutoscalingSettings, {}, overrides or ())
+    finish(autoscaling_benchmark.run(settings))
 
 
 @app.command()

@@ -1,0 +1,21 @@
+"""FastAPI and eager PyTorch, the way notebooks do it: one picture, one forward pass, at once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from fastapi import FastAPI, File, UploadFile
+
+from benchmarks.peers.common import load_network, read_picture
+
+app = FastAPI()
+network = load_network()
+
+
+@app.post("/predict")
+async def predict(file: Annotated[UploadFile, File()]) -> dict[str, float]:
+    picture = read_picture(await file.read())
+    with torch.no_grad():
+        logit = network(torch.from_numpy(picture)[None])["ffr"]
+    return {"probability": float(torch.sigmoid(logit)[0])}
