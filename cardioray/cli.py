@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -66,6 +67,8 @@ def main() -> None:
     """Entry point: an error of the user's is one message, not a trace."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("cardioray").setLevel(logging.INFO)
+    # Actors without a CPU of their own are many here, by design; Ray reads this when imported.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started on node")
     try:
         app()
     except (ValueError, FileNotFoundError, PermissionError) as error:
@@ -217,7 +220,7 @@ def compare(
 
     Example: `cardioray compare ffr --data phantoms --backbones all --folds 3 --out runs/ffr`
     """
-    from cardioray.evaluation.leaderboard_page import print_leaderboard
+    from cardioray.evaluation.leaderboard_terminal import print_leaderboard
     from cardioray.tuning.compare import compare as run_comparison
     from cardioray.tuning.settings import (
         AshaConfig,

@@ -19,7 +19,7 @@ from rich.progress import Progress
 from cardioray import config
 from cardioray.data import cluster
 from cardioray.data.pipeline import PrepareConfig, prepare
-from cardioray.evaluation.leaderboard_page import print_leaderboard
+from cardioray.evaluation.leaderboard_terminal import print_leaderboard
 from cardioray.phantoms.angiogram import PRESETS, write_angiograms
 from cardioray.predictor import load
 from cardioray.serve.deploy import application_settings, serve_bundles

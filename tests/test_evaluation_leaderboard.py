@@ -20,7 +20,8 @@ from cardioray.evaluation.leaderboard import (
     LeaderboardEntry,
     build_leaderboard,
 )
-from cardioray.evaluation.leaderboard_page import print_leaderboard
+from cardioray.evaluation.leaderboard_page import Picture
+from cardioray.evaluation.leaderboard_terminal import print_leaderboard
 from cardioray.targets import BinaryTarget, RegressionTarget
 
 FFR = BinaryTarget(name="ffr", positive="FFR<=0.80", negative="FFR>0.80")
@@ -215,15 +216,20 @@ def test_regression_is_compared_by_error() -> None:
     row = board.table.set_index("name").loc["poor"]
     assert row["p_vs_winner"] < 0.01
     assert row["difference_vs_winner"] < 0
-    console = Console(width=100, file=io.StringIO())
+    console = Console(width=80, record=True, file=io.StringIO())
     print_leaderboard(board, console)
+    assert "…" not in console.export_text(clear=False)
+    assert max(map(len, console.export_text().splitlines())) <= 80
 
 
 def test_files_are_complete_and_the_page_stands_alone(board: Leaderboard, tmp_path: Path) -> None:
-    paths = board.write(str(tmp_path), {"Learning <curves>": b"\x89PNG fake"})
+    paths = board.write(
+        str(tmp_path),
+        [Picture("Training <b>", "Learning <curves>", "learning_a/b", b"\x89PNG fake")],
+    )
     assert {Path(path).name for path in paths} >= {
         *("leaderboard.csv", "leaderboard.json", "leaderboard.html"),
-        *("roc.png", "roc_zoom.png", "latency.png", "confusion_strong.png"),
+        *("roc.png", "roc_zoom.png", "latency.png", "confusion_strong.png", "learning_a_b.png"),
     }
     table = pd.read_csv(tmp_path / "leaderboard.csv")
     assert table["name"].tolist() == board.table["name"].tolist()
@@ -236,19 +242,28 @@ def test_files_are_complete_and_the_page_stands_alone(board: Leaderboard, tmp_pa
     page = (tmp_path / "leaderboard.html").read_text()
     assert "Not for clinical use" in page
     assert "Learning &lt;curves&gt;" in page
+    assert "<h2>Training &lt;b&gt;</h2>" in page
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert "http" not in page.replace("http-equiv", "")
     assert page.count("<tr>") == 5
 
 
-def test_printed_leaderboard_fits_a_hundred_columns(board: Leaderboard) -> None:
-    console = Console(width=100, record=True, file=io.StringIO())
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_printed_leaderboard_is_whole_at_every_width(board: Leaderboard, width: int) -> None:
+    console = Console(width=width, record=True, file=io.StringIO())
     print_leaderboard(board, console)
     text = console.export_text()
-    assert max(map(len, text.splitlines())) <= 100
+    assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
     assert text.index("strong") < text.index("twin") < text.index("weak")
     assert "stopped early" in text
+    for title in ("AUC", "Acc.", "Sens.", "Spec.", "Prec.", "F1", "Val.", "GFLOPs", "Training"):
+        assert title in text
+    for row in board.rows:
+        for name in ("auc", "accuracy", "sensitivity", "specificity", "precision", "f1"):
+            assert f"{row.evaluation.per_study.values[name].value:.3f}" in text
+    # Names and marks are said once a table.
+    assert text.count("stopped early") == (1 if width == 160 else 2)
 
 
 def test_errors_name_the_entry() -> None:

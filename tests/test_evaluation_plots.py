@@ -76,11 +76,15 @@ def test_learning_curves_mark_the_stage_and_name_the_figure() -> None:
 
 def test_prediction_grid_is_green_when_right_and_red_when_wrong() -> None:
     images = [np.zeros((8, 8), np.uint8), np.ones((8, 8, 3)), np.zeros((8, 8), np.uint8)]
-    figure = plots.prediction_grid(images, [1, 1, 0], [0.9, 0.2, 0.1], 0.5, CLASSES)
+    figure = plots.prediction_grid(images, [1, 1, 0], [0.9, 0.2, 0.1], [1, 0, 0], CLASSES)
     colours = [axes.title.get_color() for axes in figure.axes[:3]]
     assert colours == [plots.GREEN, plots.RED, plots.GREEN]
     assert "wrong, is FFR<=0.80" in texts(figure)
     assert "3 of 3" in texts(figure)
+    some = plots.prediction_grid(
+        images, [1, 1, 0], [0.9, 0.2, 0.1], [1, 0, 0], CLASSES, drawn_from=90
+    )
+    assert "3 of 90" in texts(some)
 
 
 def test_a_grid_of_noisy_pictures_stays_small_and_keeps_its_colours() -> None:
@@ -88,7 +92,9 @@ def test_a_grid_of_noisy_pictures_stays_small_and_keeps_its_colours() -> None:
     smooth = np.linspace(60, 180, 200)[None] + np.linspace(0, 40, 200)[:, None]
     images = [(smooth + rng.normal(0, 2, (200, 200))).astype(np.uint8) for _ in range(30)]
     labels = np.arange(30) % 2
-    data = plots.png_bytes(plots.prediction_grid(images, labels, np.full(30, 0.7), 0.5, CLASSES))
+    data = plots.png_bytes(
+        plots.prediction_grid(images, labels, np.full(30, 0.7), np.ones(30), CLASSES)
+    )
     assert len(data) <= 100_000
     pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).reshape(-1, 3).astype(int)
     assert (pixels[:, 1] > pixels[:, 0] + 80).sum() > 1000

@@ -12,7 +12,7 @@ from ray_cluster import end_tree
 
 from cardioray import storage
 from cardioray.data import cluster
-from cardioray.data.pipeline import PrepareConfig, prepare, read_rows
+from cardioray.data.pipeline import PrepareConfig, prepare, read_rows, take_rows
 from cardioray.data.shards import ROWS_PER_PART, ShardSet
 from cardioray.phantoms.angiogram import PRESETS, write_angiograms
 from cardioray.training.settings import RunConfig
@@ -50,6 +50,34 @@ def test_a_second_call_does_nothing_and_a_change_does(ray_local: None, tmp_path:
     (pictures / "p00_0.png").write_bytes((pictures / "p01_0.png").read_bytes())
     changed = prepared(pictures, out)
     assert changed.index.dataset_hash not in (first.index.dataset_hash, smaller.index.dataset_hash)
+
+
+def test_parts_of_the_replaced_shards_stay_and_older_ones_go(
+    ray_local: None, tmp_path: Path
+) -> None:
+    pictures, out = tiny.write_pictures(tmp_path / "pictures", patients=8), tmp_path / "shards"
+
+    def of_size(pixels: int) -> ShardSet:
+        task = RunConfig.build("ffr", {}, [*tiny.TINY, f"preprocess.image_size={pixels}"]).task
+        return prepare(task, TASK.read_manifest(str(pictures), None), str(out))
+
+    def parts() -> set[str]:
+        return {f"data/{file.name}" for file in (out / "data").glob("*.parquet")}
+
+    first, second = of_size(32), of_size(16)
+    assert parts() == {*first.index.parts, *second.index.parts}
+    # A training that opened the first shards goes on reading them.
+    rows = first.samples["row"].to_numpy()
+    assert take_rows(first, rows, TASK.columns)["image"].shape == (16, 32, 32, 1)
+    third = of_size(24)
+    assert parts() == {*second.index.parts, *third.index.parts}
+    assert {file.stem for file in (out / "data").glob("*.json")} == {
+        Path(part).stem for part in parts()
+    }
+    # Turning back to the replaced settings decodes nothing again.
+    before = times(out / "data")
+    assert of_size(16).index == second.index
+    assert times(out / "data") == before
 
 
 def test_bad_files_go_to_quarantine_up_to_a_limit(ray_local: None, tmp_path: Path) -> None:

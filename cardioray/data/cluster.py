@@ -34,6 +34,7 @@ def connect(num_cpus: int | None = None) -> None:
         _start_local(num_cpus)
     else:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    _quiet_data()
     _tighten_token()
 
 
@@ -44,6 +45,8 @@ def _start_local(num_cpus: int | None) -> None:
     The cleaner that gives back the CPUs of a stopped trial is one: without the address, every
     later trial would wait for ever.
     """
+    # That Ray wants a token of whoever joins is no news to act on: this process has it.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel("ERROR")
     port = _free_port()
     before = os.environ.get(_PORT)
     os.environ[_PORT] = str(port)
@@ -101,6 +104,19 @@ def require_shared(path: str, shared: bool) -> None:
             "one of them writes the others would not see. Give an s3:// path, or pass "
             "--shared-storage when every node mounts this folder."
         )
+
+
+def _quiet_data() -> None:
+    """Leave out Ray Data's plans and progress; its warnings and errors still come."""
+    from ray.data import DataContext
+
+    DataContext.get_current().enable_progress_bars = False
+    # Otherwise it says how to turn them on again.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    for handler in logging.getLogger("ray.data").handlers:
+        # The other handler writes Ray Data's log file, which keeps everything.
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.WARNING)
 
 
 def _tighten_token() -> None:

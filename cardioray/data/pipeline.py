@@ -23,6 +23,7 @@ from cardioray.data.image import UnreadableImage
 from cardioray.data.manifest import Manifest
 from cardioray.data.shards import (
     FORMAT_VERSION,
+    INDEX,
     QUARANTINE,
     ROWS_PER_PART,
     SAMPLES,
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 # A read task waits for the disk and copies bytes; a fraction of a core lets it run beside the
 # training workers of a small machine.
 READ_CPUS = 0.1
+PARTS = "data"
+REPLACED = "replaced.json"
 
 
 class Decoder(Protocol):
@@ -95,6 +98,10 @@ def prepare(
     or not at all and named by a hash of what went into it, so a killed call goes on where it was;
     shards.json is written last, so nothing half-written is ever trusted.
 
+    A folder is written by one call at a time, but a training may still read what an earlier call
+    with other settings wrote. So the parts of the shard set that this call replaces stay, until
+    the next replacement; all older ones are removed once the new shards.json is there.
+
     Args:
         task: decodes the files.
         manifest: which files.
@@ -125,7 +132,9 @@ def prepare(
     if index is not None and index.request_hash == request_hash:
         log.info("%s is up to date: %d samples.", out, index.num_samples)
         return ShardSet.open(out)
-    storage.remove(storage.join(out, "shards.json"))
+    if index is not None:
+        _remember_replaced(out, index)
+        storage.remove(storage.join(out, INDEX))
     plans = _plan_parts(manifest, request_hash, settings)
     results = _run_parts(task, plans, out, len(manifest), on_progress)
     bad = [row for result in results for row in result.bad]
@@ -133,7 +142,9 @@ def prepare(
     _refuse_too_many(bad, len(manifest), settings.max_bad, out)
     samples = _assemble(manifest, results)
     write_table(storage.join(out, SAMPLES), samples)
-    write_index(out, _index(task, manifest, request_hash, results, samples))
+    index = _index(task, manifest, request_hash, results, samples)
+    write_index(out, index)
+    _remove_old_parts(out, index)
     return ShardSet.open(out)
 
 
@@ -161,6 +172,22 @@ def read_rows(shards: ShardSet, rows: NDArray[np.int64], columns: Sequence[str])
     return dataset.map_batches(
         _ReadPart(tuple(columns)), batch_size=None, num_cpus=READ_CPUS, batch_format="numpy"
     )
+
+
+def take_rows(
+    shards: ShardSet, rows: NDArray[np.int64], columns: Sequence[str]
+) -> dict[str, NDArray[Any]]:
+    """The arrays of some rows of a shard set, all in memory, in the order of `rows`.
+
+    Args:
+        shards: opened shards.
+        rows: row numbers, ascending.
+        columns: array columns to read.
+    """
+    batches = read_rows(shards, rows, columns).iter_batches(batch_size=None, batch_format="numpy")
+    pieces = list(batches)
+    order = np.argsort(np.concatenate([piece["row"] for piece in pieces]))
+    return {name: np.concatenate([piece[name] for piece in pieces])[order] for name in columns}
 
 
 @dataclass(frozen=True)
@@ -222,7 +249,7 @@ def _plan_parts(manifest: Manifest, request_hash: str, settings: PrepareConfig) 
         plans.append(
             _PartPlan(
                 number=number,
-                file=f"data/part-{number:05d}-{request_hash}.parquet",
+                file=f"{PARTS}/part-{number:05d}-{request_hash}.parquet",
                 positions=positions,
                 paths=[paths[i] for i in positions],
                 frames=[frames[i] for i in positions],
@@ -330,6 +357,25 @@ def _assemble(manifest: Manifest, results: list[_PartResult]) -> pd.DataFrame:
         ~several, table["sample_id"] + "#" + table["frame"]
     )
     return table
+
+
+def _remember_replaced(out: str, index: ShardIndex) -> None:
+    """Note the parts of the shard set that is about to be replaced."""
+    text = json.dumps({"parts": index.parts}, indent=2)
+    storage.write_bytes(storage.join(out, REPLACED), text.encode())
+
+
+def _remove_old_parts(out: str, index: ShardIndex) -> None:
+    """Remove part files and their records, but those of the index and of the one it replaced."""
+    keep = set(index.parts)
+    replaced = storage.join(out, REPLACED)
+    if storage.exists(replaced):
+        keep |= set(json.loads(storage.read_bytes(replaced))["parts"])
+    kept = {part.removesuffix(".parquet") for part in keep}
+    for file in storage.list_files(storage.join(out, PARTS)):
+        name, _, ending = file.rsplit("/", 1)[-1].rpartition(".")
+        if ending in ("parquet", "json") and f"{PARTS}/{name}" not in kept:
+            storage.remove(file)
 
 
 def _write_quarantine(out: str, bad: list[tuple[str, str]]) -> None:

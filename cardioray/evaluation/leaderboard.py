@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from cardioray.evaluation.intervals import (
     paired_patient_bootstrap,
     patient_bootstrap,
 )
-from cardioray.evaluation.leaderboard_page import write_leaderboard
+from cardioray.evaluation.leaderboard_page import Picture, write_leaderboard
 from cardioray.evaluation.metrics import (
     LOWER_IS_BETTER,
     Floats,
@@ -73,7 +73,8 @@ class LeaderboardRow:
     Attributes:
         entry: the model.
         evaluation: its figures on out-of-fold test rows.
-        studies: these rows, one per study, with the decision made for each.
+        frames: these rows, with the decision made for each.
+        studies: the same, one row per study.
         auc_within_folds: AUC that compares studies of the same fold only; None where there is one
             fold or the target is a number.
         thresholds_from: which patients the operating points were fitted on.
@@ -83,6 +84,7 @@ class LeaderboardRow:
 
     entry: LeaderboardEntry
     evaluation: Evaluation
+    frames: pd.DataFrame
     studies: pd.DataFrame
     auc_within_folds: Interval | None
     thresholds_from: str
@@ -148,12 +150,12 @@ class Leaderboard:
         """One row a model: figures per study with `_low` and `_high`, then `frame_` ones."""
         return pd.DataFrame([_flat(rank, row) for rank, row in enumerate(self.rows, 1)])
 
-    def write(self, folder: str, pictures: Mapping[str, bytes] | None = None) -> list[str]:
+    def write(self, folder: str, pictures: Sequence[Picture] = ()) -> list[str]:
         """Write leaderboard.csv, .json and .html, and the plots under plots/.
 
         Args:
             folder: local or s3:// folder, made where it is absent.
-            pictures: further PNG files for the page (learning curves, prediction grids), by title.
+            pictures: further ones for the page and the folder (learning curves, predictions).
 
         Returns:
             Paths of the files.
@@ -225,6 +227,7 @@ def build_leaderboard(
         LeaderboardRow(
             entry=entry,
             evaluation=evaluate_decisions(each.frames, each.studies, target, resampling),
+            frames=each.frames,
             studies=each.studies,
             auc_within_folds=_auc_within_folds(each.studies, target, resampling),
             thresholds_from=each.thresholds_from,

@@ -1,20 +1,17 @@
-"""A leaderboard as files, as a page and on the terminal."""
+"""A leaderboard as files and as a page."""
 
 from __future__ import annotations
 
 import base64
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from matplotlib.figure import Figure
 
 from cardioray import storage
 from cardioray.evaluation import plots
@@ -49,18 +46,35 @@ class _Column:
     meaning: str
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the page, which is also a file.
+
+    Attributes:
+        section: heading that it stands under; sections come in the order of their first pictures.
+        title: below the picture.
+        name: of the file, without ending.
+        png: the file's content.
+    """
+
+    section: str
+    title: str
+    name: str
+    png: bytes
+
+
 def write_leaderboard(
-    leaderboard: Leaderboard, folder: str, pictures: Mapping[str, bytes] | None = None
+    leaderboard: Leaderboard, folder: str, pictures: Sequence[Picture] = ()
 ) -> list[str]:
     """Write the files of `Leaderboard.write`, which says more."""
-    drawn = _draw(leaderboard)
-    page = _render(leaderboard, {**dict(drawn.values()), **(pictures or {})})
+    shown = [*_draw(leaderboard), *pictures]
+    page = _render(leaderboard, shown)
     text = json.dumps(leaderboard.to_dict(), indent=2, allow_nan=False)
     files = {
         "leaderboard.csv": leaderboard.table.to_csv(index=False).encode(),
         "leaderboard.json": text.encode(),
         "leaderboard.html": page.encode(),
-        **{f"plots/{name}.png": png for name, (_, png) in drawn.items()},
+        **{f"plots/{each.name.replace('/', '_')}.png": each.png for each in shown},
     }
     paths = []
     for name, data in files.items():
@@ -69,61 +83,37 @@ def write_leaderboard(
     return paths
 
 
-def print_leaderboard(leaderboard: Leaderboard, console: Console | None = None) -> None:
-    """Print the leaderboard, figures per study with their intervals below, in 100 columns."""
+def _draw(leaderboard: Leaderboard) -> list[Picture]:
+    """The plots that a leaderboard has by itself."""
+    pictures: list[Picture] = []
+
+    def add(section: str, title: str, name: str, figure: Figure) -> None:
+        pictures.append(Picture(section, title, name, plots.png_bytes(figure)))
+
     binary = isinstance(leaderboard.target, BinaryTarget)
-    names = ("auc", "sensitivity", "specificity", "f1") if binary else ("mae", "rmse", "r2", "bias")
-    table = Table(
-        title=escape(_title(leaderboard)),
-        caption="Per study, 95% intervals by patient. p: against the winner, Holm-corrected.\n"
-        "M: million parameters. ms: CPU latency. Not for clinical use.",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    table.add_column("Model", no_wrap=True)
-    validation = f"Val.\n{_head(leaderboard.validation_metric)}"
-    for name in (validation, *map(_head, names), "p", "M", "ms"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in leaderboard.rows:
-        figures = [row.evaluation.per_study.values[name] for name in names]
-        mark = "winner" if row.versus_winner is None else ""
-        mark = "stopped early" if row.entry.stopped_early else mark
-        table.add_row(
-            escape(row.entry.name) + (f"\n[bold]{mark}[/bold]" if mark else ""),
-            _number(row.entry.validation_score, ".3f"),
-            *(f"{_number(i.value, '.3f')}\n[dim]{_narrow(i)}[/dim]" for i in figures),
-            _p_value(row.p_holm),
-            _number(row.entry.parameters_millions, ".1f"),
-            _number(row.entry.latency_ms, ".1f"),
-        )
-    (console or Console()).print(table)
-
-
-def _draw(leaderboard: Leaderboard) -> dict[str, tuple[str, bytes]]:
-    """Title and PNG by file name."""
-    figures: dict[str, tuple[str, Any]] = {}
-    if isinstance(leaderboard.target, BinaryTarget):
+    section = "Models beside each other"
+    if binary:
         models = [_scored(row) for row in leaderboard.rows]
-        figures["roc"] = ("ROC curves, per study", plots.roc_plot(models))
-        figures["roc_zoom"] = ("ROC curves, upper left quarter", plots.roc_plot(models, zoom=True))
+        add(section, "ROC curves, per study", "roc", plots.roc_plot(models))
+        zoomed = plots.roc_plot(models, zoom=True)
+        add(section, "ROC curves, upper left quarter", "roc_zoom", zoomed)
     table = leaderboard.table
     if table["latency_ms"].notna().any():
-        plot = plots.latency_plot(table, leaderboard.headline)
-        figures["latency"] = ("Quality and CPU latency", plot)
+        figure = plots.latency_plot(table, leaderboard.headline)
+        add(section, "Quality and CPU latency", "latency", figure)
     for row in leaderboard.rows:
         labels, name = row.studies["label"], row.entry.name
         if isinstance(leaderboard.target, BinaryTarget):
             called = row.studies["positive"]
-            plot = plots.confusion_plot(labels, called, leaderboard.target.classes)
-            figures[f"confusion_{name}"] = (f"{name}: confusion matrix", plot)
+            figure = plots.confusion_plot(labels, called, leaderboard.target.classes)
+            title = f"{name}: confusion matrix"
+            add("Confusion matrices, per study", title, f"confusion_{name}", figure)
         else:
-            plot = plots.scatter_plot(labels, row.studies["score"], name, leaderboard.target.unit)
-            figures[f"scatter_{name}"] = (f"{name}: predicted and true", plot)
-    return {
-        name.replace("/", "_"): (title, plots.png_bytes(figure))
-        for name, (title, figure) in figures.items()
-    }
+            scores, unit = row.studies["score"], leaderboard.target.unit
+            figure = plots.scatter_plot(labels, scores, name, unit)
+            title = f"{name}: predicted and true"
+            add("Predicted and true, per study", title, f"scatter_{name}", figure)
+    return pictures
 
 
 def _scored(row: LeaderboardRow) -> plots.ScoredModel:
@@ -137,7 +127,7 @@ def _scored(row: LeaderboardRow) -> plots.ScoredModel:
     )
 
 
-def _render(leaderboard: Leaderboard, pictures: Mapping[str, bytes]) -> str:
+def _render(leaderboard: Leaderboard, pictures: Sequence[Picture]) -> str:
     environment = Environment(
         loader=PackageLoader("cardioray.evaluation", "."),
         autoescape=True,
@@ -145,27 +135,33 @@ def _render(leaderboard: Leaderboard, pictures: Mapping[str, bytes]) -> str:
     )
     columns = _columns(leaderboard)
     return environment.get_template("leaderboard.html").render(
-        title=_title(leaderboard),
+        title=page_title(leaderboard),
         lead=_lead(leaderboard),
         columns=columns,
         rows=[_cells(row, leaderboard) for row in leaderboard.rows],
         notes=_notes(leaderboard),
-        pictures=[
-            {"title": title, "base64": base64.b64encode(png).decode()}
-            for title, png in pictures.items()
-        ],
+        sections=_sections(pictures),
     )
 
 
+def _sections(pictures: Sequence[Picture]) -> dict[str, list[dict[str, str]]]:
+    """Title and data of the pictures of each section."""
+    sections: dict[str, list[dict[str, str]]] = {}
+    for each in pictures:
+        shown = {"title": each.title, "base64": base64.b64encode(each.png).decode()}
+        sections.setdefault(each.section, []).append(shown)
+    return sections
+
+
 def _columns(leaderboard: Leaderboard) -> list[_Column]:
-    names = _BINARY if isinstance(leaderboard.target, BinaryTarget) else _REGRESSION
+    names = figure_names(leaderboard)
     metric = leaderboard.validation_metric
     return [
         _Column("Model", "with its marks"),
-        _Column(f"Val. {_head(metric)}", "on validation patients; it chose the winner"),
+        _Column(f"Val. {short_title(metric)}", "on validation patients; it chose the winner"),
         *(_Column(title_of(name), "per study, out of fold") for name in names),
         _Column("p", "paired test against the winner, corrected after Holm"),
-        _Column(f"Frame {_head(leaderboard.headline)}", "the same figure on single frames"),
+        _Column(f"Frame {short_title(leaderboard.headline)}", "the same figure on single frames"),
         _Column("Uncertain", "share of studies without a certain answer")
         if isinstance(leaderboard.target, BinaryTarget)
         else _Column("Width", "of the conformal interval"),
@@ -184,16 +180,13 @@ def _cells(row: LeaderboardRow, leaderboard: Leaderboard) -> list[_Cell]:
     return [
         _Cell(entry.name, entry.name, below),
         _cell(entry.validation_score, ".3f"),
-        *(
-            _figure_cell(evaluation.per_study.values[n])
-            for n in (_BINARY if binary else _REGRESSION)
-        ),
-        _Cell(_p_value(row.p_holm), _sortable(row.p_holm)),
+        *(_figure_cell(evaluation.per_study.values[n]) for n in figure_names(leaderboard)),
+        _Cell(p_value(row.p_holm), _sortable(row.p_holm)),
         _figure_cell(evaluation.per_frame.values[leaderboard.headline]),
         _figure_cell(evaluation.conformal["uncertain" if binary else "width"]),
         _cell(entry.parameters_millions, ".1f"),
         _cell(entry.gflops, ".2f"),
-        _Cell(_duration(entry.train_seconds), _sortable(entry.train_seconds)),
+        _Cell(duration(entry.train_seconds), _sortable(entry.train_seconds)),
         _cell(entry.latency_ms, ".1f"),
     ]
 
@@ -203,8 +196,8 @@ def _notes(leaderboard: Leaderboard) -> list[str]:
     tests = sorted({row.versus_winner.method for row in leaderboard.rows if row.versus_winner})
     sources = sorted({row.thresholds_from for row in leaderboard.rows})
     notes = [
-        f"The winner has the best {_head(leaderboard.validation_metric)} on validation patients; "
-        "the other figures, from test rows out of fold, played no part in the choice.",
+        f"The winner has the best {short_title(leaderboard.validation_metric)} on validation "
+        "patients; the other figures, from test rows out of fold, played no part in the choice.",
         f"Intervals: {leaderboard.resampling.confidence:.0%}, percentiles of "
         f"{leaderboard.resampling.num_resamples} resamples of patients.",
         f"Thresholds, calibration and conformal sets: {'; '.join(sources)}.",
@@ -231,7 +224,13 @@ def _notes(leaderboard: Leaderboard) -> list[str]:
     return notes
 
 
-def _title(leaderboard: Leaderboard) -> str:
+def figure_names(leaderboard: Leaderboard) -> tuple[str, ...]:
+    """The figures that are shown, by their names in `metrics`."""
+    return _BINARY if isinstance(leaderboard.target, BinaryTarget) else _REGRESSION
+
+
+def page_title(leaderboard: Leaderboard) -> str:
+    """The heading."""
     return f"Leaderboard: {leaderboard.target.name}"
 
 
@@ -246,19 +245,21 @@ def _lead(leaderboard: Leaderboard) -> str:
     )
 
 
-def _head(name: str) -> str:
+def short_title(name: str) -> str:
+    """How a figure is named where there is little room."""
     return _SHORT.get(name, title_of(name))
 
 
 def _figure_cell(interval: Interval) -> _Cell:
-    return _Cell(_number(interval.value, ".3f"), _sortable(interval.value), _range(interval))
+    return _Cell(number(interval.value, ".3f"), _sortable(interval.value), _range(interval))
 
 
 def _cell(value: float | None, spec: str) -> _Cell:
-    return _Cell(_number(value, spec), _sortable(value))
+    return _Cell(number(value, spec), _sortable(value))
 
 
-def _number(value: float | None, spec: str) -> str:
+def number(value: float | None, spec: str) -> str:
+    """A number in this format; nothing for None and NaN."""
     return "" if value is None or pd.isna(value) else f"{value:{spec}}"
 
 
@@ -268,23 +269,17 @@ def _range(interval: Interval) -> str:
     return f"{interval.low:.3f} to {interval.high:.3f}"
 
 
-def _narrow(interval: Interval) -> str:
-    """A range for the terminal; a hyphen would be misread beside a negative number."""
-    if math.isnan(interval.low):
-        return ""
-    joint = "-" if interval.low >= 0 else " to "
-    return f"{interval.low:.2f}{joint}{interval.high:.2f}"
-
-
-def _p_value(value: float) -> str:
-    return "<.001" if value < 0.001 else _number(value, ".3f")
+def p_value(value: float) -> str:
+    """As journals write it."""
+    return "<.001" if value < 0.001 else number(value, ".3f")
 
 
 def _sortable(value: float | None) -> str:
     return "" if value is None or pd.isna(value) else repr(float(value))
 
 
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
+    """Hours and minutes, or minutes and seconds."""
     if seconds is None:
         return ""
     minutes, rest = divmod(round(seconds), 60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -123,7 +124,9 @@ def export_openvino(
     """
     tensors = tuple(torch.from_numpy(array) for array in example)
     exportable = _Exportable(model.eval(), names).eval()
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # OpenVINO traces with torch.jit, which is for its makers to change.
+        warnings.filterwarnings("ignore", "`torch.jit.trace", FutureWarning)
         converted = ov.convert_model(
             exportable,
             example_input=tensors,

@@ -26,14 +26,16 @@ import cardioray
 from cardioray import bundle as bundles
 from cardioray import config, storage
 from cardioray.bundle import Bundle, dump_json
-from cardioray.data.pipeline import read_rows
+from cardioray.data.pipeline import take_rows
 from cardioray.data.shards import ShardSet
 from cardioray.evaluation import plots
+from cardioray.evaluation.figures import decide
 from cardioray.evaluation.operating_point import (
     BinaryOperatingPoint,
     RegressionOperatingPoint,
     fit_operating_point,
 )
+from cardioray.evaluation.predictions import check_predictions, select_split
 from cardioray.evaluation.report import Evaluation, evaluate, title_of, write_plots
 from cardioray.models.gate import InputGate
 from cardioray.models.runtime import FEATURES, OpenVinoRuntime, TorchRuntime, export_openvino
@@ -41,6 +43,7 @@ from cardioray.predictor import CALIBRATION, GATE, OPENVINO, OPERATING_POINTS, T
 from cardioray.targets import BinaryTarget, RegressionTarget
 from cardioray.tasks.base import LabelStatistics
 from cardioray.training.outcome import PREDICTIONS
+from cardioray.training.pictures import prediction_picture
 from cardioray.training.settings import RunConfig
 
 GATE_ROWS = 1024
@@ -182,15 +185,7 @@ def _training_pictures(
     count = min(GATE_ROWS, len(training))
     chosen = training.sample(count, random_state=source.run.train.seed).sort_values("row")
     rows = chosen["row"].to_numpy(np.int64)
-    batches = read_rows(source.shards, rows, source.run.task.columns).iter_batches(
-        batch_size=None, batch_format="numpy"
-    )
-    pieces = list(batches)
-    order = np.argsort(np.concatenate([piece["row"] for piece in pieces]))
-    arrays = {
-        name: np.concatenate([piece[name] for piece in pieces])[order]
-        for name in source.run.task.columns
-    }
+    arrays = take_rows(source.shards, rows, source.run.task.columns)
     shapes = chosen[["height_px", "width_px"]].to_numpy(np.int64)
     return arrays, shapes, chosen["patient_id"].to_numpy()
 
@@ -254,7 +249,18 @@ def _write_plots(
 ) -> None:
     for target in source.run.task.targets:
         place = folder / "plots" / target.name
-        write_plots(source.predictions, target, points[target.name], str(place))
+        point = points[target.name]
+        write_plots(source.predictions, target, point, str(place))
+        if isinstance(target, BinaryTarget):
+            test = select_split(check_predictions(source.predictions, target), "test")
+            figure = prediction_picture(
+                decide(test, point),
+                source.shards,
+                source.run.task.columns,
+                target,
+                seed=source.run.train.seed,
+            )
+            (place / "predictions.png").write_bytes(plots.png_bytes(figure))
     if source.log is not None:
         figure = plots.learning_curves(source.log)
         (folder / "plots" / "learning_curves.png").write_bytes(plots.png_bytes(figure))

@@ -33,7 +33,9 @@ from cardioray.tasks.base import Batch, LabelStatistics, Monitor, Task
 from cardioray.training.feed import RowFeed, epoch_order
 from cardioray.training.logs import RunLogs
 from cardioray.training.outcome import write_outcome
+from cardioray.training.progress import DONE, RUNNING
 from cardioray.training.schedule import note_plateau, scheduled_rate
+from cardioray.training.scratch import process_folder
 from cardioray.training.settings import RunConfig, StageConfig
 from cardioray.training.state import Progress, TrainState, read_progress
 
@@ -141,7 +143,7 @@ class _Trainer:
         tables = [self.score(self.model, name) for name in SCORED_SPLITS if name in self.feeds]
         if self.logs is not None:
             self.logs.close()
-            self._tell({"done": True})
+            self._tell({"status": DONE})
             predictions = pd.concat(tables, ignore_index=True)
             write_outcome(self.plan.folder, self.state.best_weights, progress, predictions)
 
@@ -400,7 +402,7 @@ class _Trainer:
             return
         checkpoint = None
         if self.rank == 0:
-            folder = tempfile.mkdtemp(prefix="cardioray-checkpoint-")
+            folder = tempfile.mkdtemp(dir=process_folder())
             self.state.save(Path(folder))
             checkpoint = Checkpoint.from_directory(folder)
         ray.train.report(
@@ -419,6 +421,7 @@ class _Trainer:
         self._told_at = now
         self._tell(
             {
+                "status": RUNNING,
                 "epoch": progress.epoch + step / num_steps,
                 "epochs": sum(s.epochs for s in self.plan.stages),
                 "stage": stage.name,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +13,8 @@ import pandas as pd
 import ray
 import yaml
 from ray.actor import ActorHandle
-from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
+from ray.exceptions import RayActorError
+from ray.train import CheckpointConfig, ControllerError, FailureConfig, ScalingConfig, UserCallback
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -23,6 +26,7 @@ from cardioray.data.shards import ShardSet
 from cardioray.tasks.base import Task, encode_labels
 from cardioray.training.loop import SCORED_SPLITS, TrainPlan, train_worker
 from cardioray.training.outcome import CONFIG, Outcome, read_outcome
+from cardioray.training.scratch import remove_abandoned
 from cardioray.training.settings import RunConfig, ScaleConfig
 
 log = logging.getLogger(__name__)
@@ -64,6 +68,7 @@ def train(
     Raises:
         ValueError: for settings that cannot work with this data or cluster.
         ray.train.TrainingFailedError: when workers failed more often than `train.max_failures`.
+        KeyboardInterrupt: when the user stopped it; the next call goes on.
     """
     cluster.connect()
     out = storage.absolute(out)
@@ -77,10 +82,48 @@ def train(
     plan = make_plan(run, shards, split, folder, storage.join(out, "weights"), progress, name)
     text = yaml.safe_dump(run.to_dict(), sort_keys=False)
     storage.write_bytes(storage.join(folder, CONFIG), text.encode())
-    _trainer(run, plan, out, name, callbacks).fit()
+    _fit(_trainer(run, plan, out, name, [*callbacks, _EndOnValueError()]))
     outcome = read_outcome(folder)
     assert outcome is not None
     return outcome
+
+
+def _fit(trainer: TorchTrainer) -> None:
+    """Run a trainer to its end; a worker's ValueError comes out as it was raised."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit()
+    except ControllerError as error:
+        if isinstance(error.controller_failure, ValueError):
+            raise error.controller_failure from error
+        raise
+    except SystemExit as error:
+        # Ray Train answers Ctrl-C by ending the workers and then the process, as if all were well.
+        raise KeyboardInterrupt from error
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, handler)
+        remove_abandoned()
+
+
+class _EndOnValueError(UserCallback):  # type: ignore[misc]
+    """Ends a run at once when a worker raised a ValueError, which it would raise again.
+
+    Ray Train tries again whatever a worker raised, `max_failures` times. An error that a callback
+    raises is not tried again.
+    """
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray Train in its controller."""
+        # Ray Train hands on the errors wrapped, with their tracebacks as text.
+        raised = [getattr(error, "_base_exc", error) for error in worker_exceptions.values()]
+        # Beside a worker that died, the others fail in odd ways; that is worth another try.
+        if any(isinstance(error, RayActorError) for error in raised):
+            return
+        for error in raised:
+            if isinstance(error, ValueError):
+                raise error
 
 
 def make_plan(

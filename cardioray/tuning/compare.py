@@ -7,6 +7,7 @@ the choice of the winner.
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import tempfile
 from collections.abc import Sequence
@@ -27,13 +28,17 @@ from cardioray.data.shards import ShardSet
 from cardioray.data.splits import SplitConfig, assign_folds, assign_splits
 from cardioray.evaluation import plots
 from cardioray.evaluation.leaderboard import Leaderboard, LeaderboardEntry, build_leaderboard
+from cardioray.evaluation.leaderboard_page import Picture
 from cardioray.models.cost import ModelCost, measure_cost
 from cardioray.models.runtime import use_bf16
+from cardioray.targets import BinaryTarget
 from cardioray.tasks.base import encode_labels
-from cardioray.training.outcome import read_outcome
+from cardioray.training.outcome import LOG, read_outcome
+from cardioray.training.pictures import prediction_picture
 from cardioray.training.progress import Shown, shown_progress
 from cardioray.training.run import make_plan, train
 from cardioray.training.scoring import score_plan
+from cardioray.training.scratch import process_folder
 from cardioray.training.settings import RunConfig
 from cardioray.training.single import WEIGHTS, bundle_of_run
 from cardioray.training.state import read_best_weights
@@ -180,6 +185,7 @@ class _Comparing:
             max_epochs=sum(stage.epochs for stage in stages),
         )
         trials = self._trials()
+        self.context.tell("scoring, and measuring what each backbone costs")
         entries = [self._entry(name, own) for name, own in _by_backbone(trials).items()]
         ranked = self._leaderboard(entries)
         bundles = {}
@@ -190,8 +196,9 @@ class _Comparing:
             dataclasses.replace(e, bundle=str(bundles[e.name].path) if e.name in bundles else None)
             for e in entries
         ]
+        self.context.tell("writing the leaderboard")
         leaderboard = self._leaderboard(entries)
-        leaderboard.write(self.out, self._pictures(trials))
+        leaderboard.write(self.out, self._pictures(leaderboard, trials))
         return Comparison(out=self.out, leaderboard=leaderboard, bundles=tuple(bundles.values()))
 
     # Trials
@@ -268,7 +275,7 @@ class _Comparing:
             trial.backbone,
         )
         checkpoint = storage.join(trial.folder, trial.checkpoint.rstrip("/").rsplit("/", 1)[-1])
-        with tempfile.TemporaryDirectory(prefix="cardioray-checkpoint-") as scratch:
+        with tempfile.TemporaryDirectory(dir=process_folder()) as scratch:
             storage.copy_folder(checkpoint, scratch)
             weights = read_best_weights(Path(scratch))
         return score_plan(plan, weights).assign(fold=trial.fold)
@@ -304,9 +311,11 @@ class _Comparing:
         run = self.context.trial(name, trials[0].overrides)
         final = self.division.final
         folder = storage.join(self.out, FINAL)
+        self.context.tell(f"final training of {name}", [name])
         outcome = train(run, self.shards, final, folder, name=name, progress=self.board)
         row = next(row for row in ranked.rows if row.entry.name == name)
         out_of_fold = row.entry.predictions
+        self.context.tell(f"bundle of {name}")
         # Without calibration patients of its own, the operating point comes from predictions made
         # out of fold: of patients the models had not seen, none of them a final test patient.
         crossed = out_of_fold[out_of_fold["split"] == "test"]
@@ -321,14 +330,28 @@ class _Comparing:
             comparison=row.to_dict(),
         )
 
-    def _pictures(self, trials: Sequence[TrialResult]) -> dict[str, bytes]:
-        """Learning curves of every backbone's first fold that ran to its end."""
-        pictures = {}
+    def _pictures(self, leaderboard: Leaderboard, trials: Sequence[TrialResult]) -> list[Picture]:
+        """Predictions of every backbone, and learning curves of its first fold."""
+        pictures = []
+        target, columns = self.run.task.targets[0], self.run.task.columns
+        for row in leaderboard.rows:
+            if not isinstance(target, BinaryTarget):
+                break
+            name = row.entry.name
+            figure = prediction_picture(
+                row.frames, self.shards, columns, target, seed=self.settings.seed
+            )
+            title = f"{name}: predictions of pictures drawn by chance"
+            png = plots.png_bytes(figure)
+            pictures.append(Picture("Predictions, out of fold", title, f"predictions_{name}", png))
         for trial in trials:
-            outcome = read_outcome(trial.folder)
-            if outcome is not None and trial.fold == 0:
-                title = f"Learning curves of {trial.backbone}, first fold"
-                pictures[title] = plots.png_bytes(plots.learning_curves(outcome.log()))
+            log = storage.join(trial.folder, LOG)
+            if trial.fold == 0 and storage.exists(log):
+                curves = plots.learning_curves(pd.read_csv(io.BytesIO(storage.read_bytes(log))))
+                name = trial.backbone
+                title = f"{name}: learning curves" + ", stopped early" * trial.stopped_early
+                png = plots.png_bytes(curves)
+                pictures.append(Picture("Training, first fold", title, f"learning_{name}", png))
         return pictures
 
 

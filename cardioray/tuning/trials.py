@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,7 @@ from ray import tune
 from ray.actor import ActorHandle
 from ray.tune import FailureConfig, ResultGrid, TuneConfig, Tuner
 from ray.tune import RunConfig as TuneRunConfig
+from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
@@ -19,7 +22,9 @@ from cardioray import config, storage
 from cardioray.data.shards import ShardSet
 from cardioray.tasks.base import Monitor
 from cardioray.training.outcome import read_outcome
+from cardioray.training.progress import DONE, FAILED, STARTING, STOPPED, WAITING
 from cardioray.training.run import train
+from cardioray.training.scratch import remove_abandoned
 from cardioray.training.settings import RunConfig
 from cardioray.tuning.settings import CompareConfig, SearchConfig
 
@@ -68,6 +73,11 @@ class TrialContext:
         name = written.pop("task")
         return RunConfig.build(name, written, [f"model.backbone={backbone}", *overrides])
 
+    def tell(self, step: str, runs: Sequence[str] = ()) -> None:
+        """Say on the board what is being done, and by which runs."""
+        if self.progress is not None:
+            self.progress.begin.remote(step, list(runs))
+
 
 def run_trial(settings: dict[str, Any], context: TrialContext) -> None:
     """One trial: drive one Ray Train run; its workers report to Tune."""
@@ -108,12 +118,14 @@ def first_fold(
 ) -> list[TrialResult]:
     """Every backbone on the first fold, the weak ones stopped."""
     scheduler = None
-    if settings.asha.enabled:
+    # The last epoch is no place to stop: what is left after it is to score and keep the model.
+    if settings.asha.enabled and settings.asha.grace_epochs < context.max_epochs:
         scheduler = ASHAScheduler(
             time_attr="training_iteration",
-            max_t=context.max_epochs,
-            grace_period=min(settings.asha.grace_epochs, context.max_epochs),
+            max_t=context.max_epochs - 1,
+            grace_period=settings.asha.grace_epochs,
             reduction_factor=settings.asha.reduction_factor,
+            stop_last_trials=False,
         )
     search = settings.search
     space: dict[str, Any] = {"backbone": tune.grid_search(list(settings.backbones)), "fold": 0}
@@ -126,6 +138,10 @@ def first_fold(
             seed=settings.seed,
         )
         space, samples = {"fold": 0}, search.num_samples
+    if not search.num_samples:  # what a search will draw is not known beforehand
+        context.tell("first fold", [trial_name(name, 0, ()) for name in settings.backbones])
+    else:
+        context.tell(f"{search.num_samples} draws on the first fold")
     results = _tune(
         context,
         "first_fold",
@@ -150,13 +166,16 @@ def other_folds(
     monitor: Monitor,
 ) -> list[TrialResult]:
     """The survivors on every other fold, to the end."""
-    wanted = [
+    wanted: list[dict[str, Any]] = [
         {"backbone": trial.backbone, "fold": fold, "overrides": trial.overrides}
         for fold in range(1, num_folds)
         for trial in survivors
     ]
     if not wanted:
         return []
+    context.tell(
+        "other folds", [trial_name(w["backbone"], w["fold"], w["overrides"]) for w in wanted]
+    )
     results = _tune(
         context,
         "other_folds",
@@ -169,7 +188,15 @@ def other_folds(
 def _tune(
     context: TrialContext, name: str, space: dict[str, Any], tune_config: TuneConfig
 ) -> ResultGrid:
-    """Run trials, or go on with those of a driver that was killed."""
+    """Run trials, or go on with those of a driver that was killed.
+
+    Raises:
+        KeyboardInterrupt: when the user stopped it; the next call goes on.
+    """
+    # Tune's first output engine is silent at verbosity 0; the second prints all the same.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Tune's own answer to Ctrl-C is to return, as though the trials had ended.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     trainable = tune.with_resources(
         tune.with_parameters(_trainable, context=context), {"cpu": 0.01}
     )
@@ -195,25 +222,71 @@ def _tune(
                 storage_path=path,
                 storage_filesystem=remote,
                 failure_config=FailureConfig(max_failures=1),
-                callbacks=[] if context.progress is None else [_TellEnded(context.progress)],
+                callbacks=[_Watch()],
                 verbose=0,
             ),
         )
-    return tuner.fit()
+    watched = _Watched(context, {})
+    _WATCHED.set(watched)
+    try:
+        results = tuner.fit()
+    finally:
+        remove_abandoned()
+    if watched.unfinished:  # SIGUSR1 makes Tune return early, too
+        raise KeyboardInterrupt
+    return results
 
 
-class _TellEnded(tune.Callback):  # type: ignore[misc]
-    """Tells the progress board of trials that ended, those that ASHA stopped among them."""
+@dataclass
+class _Watched:
+    """The trials of the `fit` that runs in this process.
 
-    def __init__(self, board: ActorHandle[Any]) -> None:
-        self._board = board
+    Tune brings a callback back from a file when it resumes; what belongs to this process, above
+    all the board, is therefore kept here and not in the callback.
+    """
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    context: TrialContext
+    statuses: dict[str, str]
+
+    def note(self, trial: Trial) -> None:
+        """Tell the board where Tune has begun or ended a trial."""
+        name = _name_of(trial.config)
+        before = self.statuses.get(name)
+        self.statuses[name] = trial.status
+        if trial.status == before or self.context.progress is None:
+            return
+        told: dict[str, Any] = {"status": _STATUS_WORDS.get(trial.status, WAITING)}
+        if trial.status == Trial.TERMINATED:
+            outcome = read_outcome(storage.join(self.context.out, name))
+            told = {"status": STOPPED}
+            if outcome is not None:
+                told = {"status": DONE, "best": outcome.best}
+        self.context.progress.update.remote(name, told)
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Trials that neither ended nor failed."""
+        ended = (Trial.TERMINATED, Trial.ERROR)
+        return [name for name, status in self.statuses.items() if status not in ended]
+
+
+_WATCHED: ContextVar[_Watched] = ContextVar("watched")
+_STATUS_WORDS = {Trial.RUNNING: STARTING, Trial.ERROR: FAILED}
+
+
+class _Watch(tune.Callback):  # type: ignore[misc]
+    """Looks at all trials after every step of Tune."""
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Called by Tune."""
-        asked = _asked(trial.config)
-        overrides = list(asked.get("overrides", ())) + search_overrides(asked)
-        name = trial_name(asked["backbone"], asked["fold"], overrides)
-        self._board.update.remote(name, {"done": True})
+        for trial in trials:
+            _WATCHED.get().note(trial)
+
+
+def _name_of(settings: dict[str, Any] | None) -> str:
+    asked = _asked(settings)
+    overrides = list(asked.get("overrides", ())) + search_overrides(asked)
+    return trial_name(asked["backbone"], asked["fold"], overrides)
 
 
 def _trainable(settings: dict[str, Any], context: TrialContext) -> None:
@@ -255,7 +328,7 @@ def _asked(settings: dict[str, Any] | None) -> dict[str, Any]:
 def _trial_result(result: Any, context: TrialContext, monitor: Monitor) -> TrialResult:
     asked = _asked(result.config)
     overrides = list(asked.get("overrides", ())) + search_overrides(asked)
-    folder = storage.join(context.out, trial_name(asked["backbone"], asked["fold"], overrides))
+    folder = storage.join(context.out, _name_of(result.config))
     outcome = read_outcome(folder)
     metrics = result.metrics or {}
     if outcome is not None:

@@ -1,0 +1,34 @@
+"""Plots of an evaluation and of a training. Each function returns a figure; nothing is global."""
+
+from cardioray.evaluation.plots.models import latency_plot
+from cardioray.evaluation.plots.numbers import bland_altman_plot, scatter_plot
+from cardioray.evaluation.plots.pictures import GRID_PICTURES, prediction_grid
+from cardioray.evaluation.plots.studies import (
+    ScoredModel,
+    confusion_plot,
+    probability_histogram,
+    reliability_plot,
+    roc_plot,
+    threshold_plot,
+)
+from cardioray.evaluation.plots.style import GREEN, RED, png_bytes
+from cardioray.evaluation.plots.training import class_counts_plot, learning_curves
+
+__all__ = [
+    "GREEN",
+    "GRID_PICTURES",
+    "RED",
+    "ScoredModel",
+    "bland_altman_plot",
+    "class_counts_plot",
+    "confusion_plot",
+    "latency_plot",
+    "learning_curves",
+    "png_bytes",
+    "prediction_grid",
+    "probability_histogram",
+    "reliability_plot",
+    "roc_plot",
+    "scatter_plot",
+    "threshold_plot",
+]

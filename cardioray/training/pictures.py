@@ -1,0 +1,49 @@
+"""Pictures from shards with what a model said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from cardioray.data.pipeline import take_rows
+from cardioray.data.shards import ShardSet
+from cardioray.evaluation import plots
+from cardioray.targets import BinaryTarget
+
+
+def prediction_picture(
+    frames: pd.DataFrame,
+    shards: ShardSet,
+    columns: Sequence[str],
+    target: BinaryTarget,
+    *,
+    seed: int = 0,
+) -> Figure:
+    """A grid of pictures drawn by chance, as the network sees them, with its answer on each.
+
+    Every study gives one picture before any gives a second, so that a long study does not fill
+    the grid.
+
+    Args:
+        frames: decided rows, as `evaluation.figures.decide` gives them.
+        shards: holds the pictures.
+        columns: array columns of the task; the first one is shown.
+        target: what the label means.
+        seed: of the draw; models scored on the same rows are shown on the same pictures.
+    """
+    shuffled = frames.sample(frac=1, random_state=seed)
+    turn = shuffled.groupby("study_id").cumcount()
+    chosen = shuffled.iloc[turn.argsort(kind="stable")].head(plots.GRID_PICTURES)
+    row_of = shards.samples.set_index("sample_id")["row"]
+    chosen = chosen.assign(row=row_of[chosen["sample_id"]].to_numpy()).sort_values("row")
+    images = take_rows(shards, chosen["row"].to_numpy(), columns[:1])[columns[0]]
+    return plots.prediction_grid(
+        list(images),
+        chosen["label"],
+        chosen["probability"],
+        chosen["positive"],
+        target.classes,
+        drawn_from=len(frames),
+    )
