@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 _Columns = list[tuple[str, list[str]]]
 # Longer names are folded where there is no room; figures never are.
 _LEAST_NAME = 19
+_EXPLANATION = (
+    "Per study, out of fold; below, 95% intervals by patient. Val.: on validation patients, chose "
+    "the winner. p: against the winner, corrected after Holm; from 0.05 on not distinguishable "
+    "from it. Frame: on single frames. CPU: latency of one picture. Not for clinical use."
+)
 
 
 def print_leaderboard(leaderboard: Leaderboard, console: Console | None = None) -> None:
@@ -48,8 +53,7 @@ def print_leaderboard(leaderboard: Leaderboard, console: Console | None = None) 
     console.print(f"[bold]{escape(page_title(leaderboard))}[/]", highlight=False)
     for table in tables:
         console.print(table)
-    for line in _explanations():
-        console.print(line, style="dim", highlight=False, markup=False)
+    console.print(_EXPLANATION, style="dim", highlight=False)
 
 
 def _figures(leaderboard: Leaderboard) -> _Columns:
@@ -100,15 +104,6 @@ def _mark(row: LeaderboardRow) -> str:
     if row.entry.stopped_early:
         return "stopped early"
     return "not distinguishable" if row.p_holm >= 0.05 else ""
-
-
-def _explanations() -> list[str]:
-    return [
-        "Per study, out of fold; below, 95% intervals by patient. Frame: on single frames.",
-        "Val.: on validation patients, chose the winner. p: against the winner, corrected",
-        "after Holm; from 0.05 on not distinguishable from it. CPU: latency of one picture.",
-        "Not for clinical use.",
-    ]
 
 
 def _narrow(interval: Interval) -> str:
