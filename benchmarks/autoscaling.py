@@ -152,7 +152,7 @@ def run(settings: AutoscalingSettings) -> Report:
             "upscale_delay_s": settings.upscale_delay_s,
             "downscale_delay_s": settings.downscale_delay_s,
         }
-        model = _model(folder, settings)
+        model = untrained_bundle(folder, backbone=settings.backbone, image_size=settings.image_size)
         with _serving(model.bundle, {**scaling, **delays}) as url, Watch().watching() as watch:
             busy, quiet = _load_and_rest(url, model, settings)
         with _serving(model.bundle, {"min_replicas": 2, "max_replicas": 2}) as url:
@@ -226,19 +226,6 @@ def _report(
         settings=asdict(settings),
         plot=PLOT,
     )
-
-
-def _model(folder: Path, settings: AutoscalingSettings) -> Untrained:
-    os.environ["RAY_TMPDIR"] = str(folder)
-    import ray
-
-    from cardioray.data import cluster
-
-    cluster.connect()
-    try:
-        return untrained_bundle(folder, backbone=settings.backbone, image_size=settings.image_size)
-    finally:
-        ray.shutdown()
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-import ray
 from pydantic import Field
 
 from benchmarks.load import Level, LoadSettings, measure
@@ -22,7 +21,6 @@ from benchmarks.report import ROOT, Cell, Ratio, Report
 from benchmarks.systems import System, cardioray, running, uvicorn
 from benchmarks.untrained import Untrained, untrained_bundle
 from cardioray.config import config
-from cardioray.data import cluster
 from cardioray.machine import usable_cores
 
 QUESTION = """\
@@ -31,17 +29,17 @@ FastAPI with eager PyTorch is how published notebooks serve: the model is loaded
 endpoint decodes and runs one picture at a time. FastAPI with OpenVINO runs the bundle's own export
 in a pool of threads; LitServe runs eager PyTorch in batches of up to eight. Every server is started
 for real and alone, has all cores, and is asked by a client in a process of its own on the same
-machine; the first seconds of each level are left out; with several turns, figures are means over
-them. All give the same probability within the tolerance below, which is checked first. Eager
+machine; the first seconds of each level are left out, and figures are means over the turns. Before
+that, each has to answer eight pictures as PyTorch does in fp32, within the tolerance below. Eager
 PyTorch computes in fp32, which is its default; CardioRay and OpenVINO compute in bf16 where the CPU
 has it, which is theirs: part of the gain is that choice. CardioRay alone also checks the request
 and compares every picture with the training pictures."""
 EAGER, OPENVINO, LITSERVE = "FastAPI + eager PyTorch", "FastAPI + OpenVINO", "LitServe, batch 8"
 DEFAULT, FAST, IN_PROCESS = "CardioRay", "CardioRay --fast", "cardioray.load(...).predict"
-# bf16 has eight bits: probabilities of a deep network agree to two digits.
-TOLERANCE = 0.02
-# Pictures that all systems must agree about, and that must not have one answer themselves.
-_COMPARED = 4
+# A network with random weights is steep: on its training pictures bf16 moves probabilities by up
+# to 0.04. The pictures compared differ by several times that, or the comparison would be empty.
+TOLERANCE = 0.06
+_COMPARED = 8
 
 
 @config
@@ -102,11 +100,10 @@ def run(settings: ServingSettings) -> Report:
     alone: list[float] = []
     with tempfile.TemporaryDirectory(prefix="crb-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        model = _model(folder, settings)
-        expected = [_in_process(model.bundle, p, 1)[1] for p in model.pictures[:_COMPARED]]
-        _require_different(expected)
+        model = untrained_bundle(folder, backbone=settings.backbone, image_size=settings.image_size)
         for _ in range(settings.turns):
-            alone.append(_in_process(model.bundle, model.pictures[0], settings.calls)[0])
+            median_ms, expected = _in_process(model, settings.calls)
+            alone.append(median_ms)
             for system in chosen:
                 found = _measure(system, model, expected, settings, folder)
                 for connections, figures in found.items():
@@ -156,32 +153,26 @@ def ratios(rows: Sequence[Mapping[str, Cell]]) -> list[Ratio]:
     return result
 
 
-def _model(folder: Path, settings: ServingSettings) -> Untrained:
-    """The bundle; the cluster that made it is gone before anything is measured."""
-    cluster.connect()
-    try:
-        return untrained_bundle(folder, backbone=settings.backbone, image_size=settings.image_size)
-    finally:
-        ray.shutdown()
+def _in_process(model: Untrained, calls: int) -> tuple[float, list[float]]:
+    """Median milliseconds of `predict`, and the probabilities of the first pictures in fp32.
 
-
-def _in_process(bundle: Path, picture: Path, calls: int) -> tuple[float, float]:
-    """Median milliseconds of `predict`, and the probability."""
+    Raises:
+        RuntimeError: when the pictures have nearly the same: a peer that never looks at its
+            picture would then agree as well.
+    """
+    pictures = [str(picture) for picture in model.pictures[:_COMPARED]]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.peers.in_process", str(picture), str(calls)],
+        [sys.executable, "-m", "benchmarks.peers.in_process", str(calls), *pictures],
         cwd=ROOT,
-        env={**os.environ, BUNDLE_VARIABLE: str(bundle)},
+        env={**os.environ, BUNDLE_VARIABLE: str(model.bundle)},
         stdout=subprocess.PIPE,
         check=True,
     )
     found = json.loads(done.stdout)
-    return 1000 * median(found["seconds"]), found["probability"]
-
-
-def _require_different(probabilities: Sequence[float]) -> None:
-    # Otherwise a peer that never looks at its picture would agree as well.
+    probabilities = found["probabilities"]
     if max(probabilities) - min(probabilities) < 4 * TOLERANCE:
         raise RuntimeError(f"The network tells no picture from another: {probabilities}.")
+    return 1000 * median(found["seconds"]), probabilities
 
 
 def _measure(
@@ -191,13 +182,13 @@ def _measure(
     settings: ServingSettings,
     folder: Path,
 ) -> dict[int, Level]:
-    """Figures by connections of a system that was found to answer as the others do."""
+    """Figures by connections of a system that was found to answer as fp32 PyTorch does."""
     found = {}
     with running(system, model.bundle, model.pictures[0], folder) as server:
         for picture, wanted in zip(model.pictures, expected, strict=False):
             given = server.ask(picture)
             if abs(given - wanted) > TOLERANCE:
-                raise RuntimeError(f"{system.name} answers {given}, CardioRay {wanted}.")
+                raise RuntimeError(f"{system.name} answers {given}, PyTorch in fp32 {wanted}.")
         for connections in settings.connections:
             load = LoadSettings(
                 url=server.url,

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import ray
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from cardioray.data import cluster
 from cardioray.data.pipeline import PrepareConfig, prepare, read_rows
 from cardioray.data.shards import ShardSet
 from cardioray.data.splits import assign_splits
@@ -49,7 +51,9 @@ def untrained_bundle(
     picture_px: int = 512,
     patients: int = 40,
 ) -> Untrained:
-    """Draw phantoms, prepare them, and export a network with random weights; joins Ray.
+    """Draw phantoms, prepare them, and export a network with random weights.
+
+    The Ray cluster that does it has ended on return.
 
     Batch norm gets its statistics from the training pictures. Without them the activations of a
     deep random network shrink to nothing, and every picture would get the same answer.
@@ -76,10 +80,14 @@ def untrained_bundle(
         },
     )
     manifest = run.task.read_manifest(str(folder / "phantoms"), None)
-    shards = prepare(run.task, manifest, str(folder / "shards"), PrepareConfig())
-    labels = encode_labels(run.task, shards.samples)["ffr"]
-    split = assign_splits(shards.samples, labels, run.task.split).split
-    _export(run, shards, split, folder / backbone)
+    cluster.connect()
+    try:
+        shards = prepare(run.task, manifest, str(folder / "shards"), PrepareConfig())
+        labels = encode_labels(run.task, shards.samples)["ffr"]
+        split = assign_splits(shards.samples, labels, run.task.split).split
+        _export(run, shards, split, folder / backbone)
+    finally:
+        ray.shutdown()
     return Untrained(folder / backbone, [folder / "phantoms" / name for name in drawn["source"]])
 
 
