@@ -6,6 +6,7 @@ Phantom patients, ten backbones compared, the winner served, a real request answ
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import time
 from pathlib import Path
@@ -99,7 +100,7 @@ def run_demo(out: str, settings: DemoConfig, console: Console) -> dict[str, Any]
             seed=settings.seed,
         ),
         str(root / "compare"),
-        shown=Shown("Comparing", run.task.monitor.name, console),
+        shown=Shown("Comparing ffr", run.task.monitor.name, console),
     )
     print_leaderboard(comparison.leaderboard, console)
     _print_held_out(comparison, console)
@@ -174,6 +175,8 @@ def _serve_and_ask(comparison: Comparison, root: Path, console: Console) -> dict
     frames = test[test["patient_id"] == test["patient_id"].iloc[0]]["source"].unique()
     files = [("files", (root / "phantoms" / source).read_bytes()) for source in frames]
     server = ServerSettings(port=_free_port())
+    # What Serve does on the way is of no interest here; its warnings are.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serving = serve_bundles(application_settings([str(bundle.path)]), server)
     try:
         url = serving.urls["ffr"]

@@ -70,6 +70,9 @@ def test_learning_curves_mark_the_stage_and_name_the_figure() -> None:
     assert marks == [2.5]
     loss_only = plots.learning_curves(log[["epoch", "train_loss", "val_loss"]])
     assert len(loss_only.axes) == 1
+    one = plots.learning_curves(log.head(1))
+    assert "AUC (1 epoch)" in texts(one)
+    assert [tick for tick in one.axes[0].get_xticks() if tick % 1] == []
     with pytest.raises(ValueError, match="no column 'val_f1': epoch, stage"):
         plots.learning_curves(log, metric="val_f1")
 
@@ -85,6 +88,7 @@ def test_prediction_grid_is_green_when_right_and_red_when_wrong() -> None:
         images, [1, 1, 0], [0.9, 0.2, 0.1], [1, 0, 0], CLASSES, drawn_from=90
     )
     assert "3 of 90" in texts(some)
+    assert "probability of FFR<=0.80" in texts(some)
 
 
 def test_a_grid_of_noisy_pictures_stays_small_and_keeps_its_colours() -> None:

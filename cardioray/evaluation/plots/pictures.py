@@ -55,5 +55,7 @@ def prediction_grid(
         verdict = "right" if right else f"wrong, is {classes[truth[i]]}"
         text = f"{classes[called[i]]} ({values[i]:.2f})\n{verdict}"
         axes.set_title(text, fontsize=7, color=colour)
-    figure.suptitle(f"Predictions ({shown} of {drawn_from or len(images)} pictures)", fontsize=9)
+    counted = f"{shown} of {drawn_from or len(images)} pictures"
+    brackets = f"in brackets the probability of {classes[1]}"
+    figure.suptitle(f"Predictions ({counted})\n{brackets}", fontsize=9)
     return figure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from cardioray.evaluation.plots.style import BLUE, GREY, ORANGE, RED, new_figure
@@ -69,7 +70,9 @@ def learning_curves(log: pd.DataFrame, metric: str | None = None) -> Figure:
             once = "next stage" if number == 0 else None
             axes.axvline(epoch, color=GREY, linestyle=":", label=once)
         title = name.upper() if len(name) == 3 else name.capitalize()
-        axes.set(title=f"{title} ({len(log)} epochs)", xlabel="Epoch", ylabel=title)
+        epochs = f"{len(log)} epoch{'s' if len(log) > 1 else ''}"
+        axes.set(title=f"{title} ({epochs})", xlabel="Epoch", ylabel=title)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8)
     return figure
