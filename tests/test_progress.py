@@ -76,6 +76,8 @@ def test_the_table_fits_eighty_columns() -> None:
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
     for word in ("first fold", "running, fine_tune", "stopped early", "2.2/6", "151", "waiting"):
         assert word in text
+    places = [text.index(f"\n{letter}-fold0") for letter in "dcabe"]
+    assert places == sorted(places)
 
 
 @pytest.mark.ray

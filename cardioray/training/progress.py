@@ -27,6 +27,8 @@ POLL_SECONDS = 0.5
 # What a run says of itself as its "status".
 WAITING, STARTING, RUNNING = "waiting", "starting", "running"
 DONE, STOPPED, FAILED = "done", "stopped early", "failed"
+# A terminal may have fewer lines than there are runs: what goes on stands above what is over.
+_ORDER = (RUNNING, STARTING, FAILED, DONE, STOPPED, WAITING)
 
 _Runs = Mapping[str, Mapping[str, Any]]
 
@@ -127,6 +129,7 @@ def _table(step: str, runs: _Runs, shown: Shown) -> Table:
         title=escape(title),
         caption=_best_text(runs, shown),
         box=None,
+        padding=(0, 1, 0, 0),
         title_justify="left",
         caption_justify="left",
     )
@@ -134,7 +137,8 @@ def _table(step: str, runs: _Runs, shown: Shown) -> Table:
     table.add_column("status", no_wrap=True)
     for name in ("epochs", "", "images/s", shown.figure):
         table.add_column(name, justify="right", no_wrap=True)
-    for label, state in runs.items():
+    ordered = sorted(runs.items(), key=lambda run: _ORDER.index(run[1].get("status", STARTING)))
+    for label, state in ordered:
         done, total = state.get("epoch", 0.0), state.get("epochs")
         status = state.get("status", STARTING)
         stage = state.get("stage", "")
@@ -142,7 +146,7 @@ def _table(step: str, runs: _Runs, shown: Shown) -> Table:
             escape(label),
             f"{status}, {stage}" if status == RUNNING and stage else status,
             f"{done:.1f}/{total}" if total else "",
-            ProgressBar(total=total, completed=done, width=14) if total else "",
+            ProgressBar(total=total, completed=done, width=8) if total else "",
             _number(state.get("images_per_second"), ".0f"),
             _number(state.get("best"), ".3f"),
         )
