@@ -7,6 +7,8 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 	$$p $(NEW_ENOUGH) 2>/dev/null && echo $$p && break; done)
 # More arguments for pytest: `make test ARGS="-k storage"`, `make test ARGS="-m 'not slow'"`.
 ARGS ?=
+# Processes that share the tests; each may start a Ray cluster of its own.
+PROCESSES ?= 2
 
 .PHONY: help install demo test lint format wheel constraints clean
 .DELETE_ON_ERROR:
@@ -20,7 +22,8 @@ demo: $(VENV)/.installed ## Run the main job: phantoms, ten backbones compared, 
 	$(BIN)/cardioray demo --out runs/demo
 
 test: $(VENV)/.installed-dev ## Run every test and report coverage
-	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder \
+		--cov --cov-report=term $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Check format, style, types and the direction of imports
 	$(BIN)/ruff format --check .

@@ -6,14 +6,14 @@ import contextlib
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.cluster_utils import Cluster
 
-from cardioray.data.cluster import hasten_training
+from cardioray.data import cluster
 
 
 @contextlib.contextmanager
@@ -24,21 +24,24 @@ def private_folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def local_cluster(num_cpus: int = 4, **settings: Any) -> Iterator[None]:
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Variables that hold for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def local_cluster(num_cpus: int = 4, num_gpus: int | None = None) -> Iterator[None]:
     """One node that this process joins and ends."""
-    with private_folder() as folder:
-        # With the dashboard, as users have it: without it some workers are never given back.
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=True,
-            _temp_dir=str(folder),
-            log_to_driver=False,
-            logging_level="WARNING",
-            **settings,
-        )
-        hasten_training()
-        quiet_data()
+    with private_folder() as folder, environment({"RAY_TMPDIR": str(folder)}):
+        cluster.start_local(num_cpus, num_gpus)
         try:
             yield
         finally:
@@ -48,12 +51,10 @@ def local_cluster(num_cpus: int = 4, **settings: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def several_nodes(nodes: list[dict[str, Any]]) -> Iterator[Cluster]:
     """A cluster of several nodes on this machine; the first one is the head with the driver."""
-    with private_folder() as folder:
+    with private_folder() as folder, environment({"RAY_TMPDIR": str(folder)}):
         head, *others = nodes
-        before = os.environ.get("RAY_TMPDIR")
-        os.environ["RAY_TMPDIR"] = str(folder)
         (folder / "ray").mkdir()
-        cluster = Cluster(
+        started = Cluster(
             initialize_head=True,
             head_node_args={
                 "include_dashboard": True,
@@ -64,25 +65,20 @@ def several_nodes(nodes: list[dict[str, Any]]) -> Iterator[Cluster]:
         )
         try:
             for node in others:
-                cluster.add_node(**node)
-            cluster.wait_for_nodes()
-            ray.init(address=cluster.address, log_to_driver=False, logging_level="WARNING")
-            hasten_training()
-            quiet_data()
-            yield cluster
+                started.add_node(**node)
+            started.wait_for_nodes()
+            cluster.hasten_training()
+            # Other tests may run a cluster on this machine: Ray's processes must know their own.
+            ray.init(
+                address=started.address,
+                runtime_env={"env_vars": {"RAY_ADDRESS": started.address}},
+                log_to_driver=False,
+                logging_level="WARNING",
+            )
+            yield started
         finally:
             ray.shutdown()
-            cluster.shutdown()
-            if before is None:
-                del os.environ["RAY_TMPDIR"]
-            else:
-                os.environ["RAY_TMPDIR"] = before
-
-
-def quiet_data() -> None:
-    """No progress bars of Ray Data."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+            started.shutdown()
 
 
 def end_tree(pid: int) -> None:

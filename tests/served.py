@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import ray
 from numpy.typing import NDArray
 from PIL import Image
 from ray import serve
-from ray_cluster import private_folder
+from ray_cluster import environment, private_folder
 
 from cardioray.data import cluster
 from cardioray.serve.proxy import MIDDLEWARE_PATH, MIDDLEWARE_VARIABLE
@@ -32,19 +31,6 @@ def serving_cluster(num_cpus: int = 8) -> Iterator[Path]:
         finally:
             serve.shutdown()
             ray.shutdown()
-
-
-@contextlib.contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
 
 
 def free_port() -> int:

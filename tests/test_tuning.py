@@ -111,12 +111,12 @@ def test_search_draws_settings_within_bounds(shards: ShardSet, tmp_path: Path) -
         backbones=("test_resnet",),
         folds=2,
         asha=AshaConfig(enabled=False),
-        search=SearchConfig(num_samples=2, learning_rate=(1e-3, 2e-3)),
+        search=SearchConfig(num_samples=1, learning_rate=(1e-3, 2e-3)),
         max_concurrent=1,
     )
     compare(run_of("train.epochs=1"), shards, settings, str(tmp_path))
     trials = json.loads((tmp_path / "compare.json").read_text())["trials"]
-    assert len(trials) == 2  # the best draw on the first fold, and the same on the second
+    assert len(trials) == 2  # the draw on the first fold, and the same on the second
     assert trials[0]["overrides"] == trials[1]["overrides"]
     rate = float(trials[0]["overrides"][0].split("=")[1])
     assert 1e-3 <= rate <= 2e-3

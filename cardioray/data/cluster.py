@@ -30,21 +30,25 @@ def connect(num_cpus: int | None = None) -> None:
     # A local cluster must not join another user's by way of Ray's "current cluster" file.
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
-        hasten_training()
-        _start_local(num_cpus)
+        start_local(num_cpus)
     else:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    _quiet_data()
+        _quiet_data()
     _tighten_token()
 
 
-def _start_local(num_cpus: int | None) -> None:
+def start_local(num_cpus: int | None = None, num_gpus: int | None = None) -> None:
     """Start a cluster whose own processes know its address.
 
     Where several clusters run on one machine, a process of Ray that asks for "the" cluster fails.
     The cleaner that gives back the CPUs of a stopped trial is one: without the address, every
     later trial would wait for ever.
+
+    Args:
+        num_cpus: logical CPUs; the machine's cores by default.
+        num_gpus: logical GPUs; the machine's by default.
     """
+    hasten_training()
     # That Ray wants a token of whoever joins is no news to act on: this process has it.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel("ERROR")
     port = _free_port()
@@ -54,6 +58,7 @@ def _start_local(num_cpus: int | None) -> None:
         ray.init(
             address="local",
             num_cpus=num_cpus,
+            num_gpus=num_gpus,
             include_dashboard=True,
             runtime_env={"env_vars": {"RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}},
             log_to_driver=False,
@@ -64,6 +69,7 @@ def _start_local(num_cpus: int | None) -> None:
             del os.environ[_PORT]
         else:
             os.environ[_PORT] = before
+    _quiet_data()
 
 
 def _free_port() -> int:

@@ -1,0 +1,76 @@
+"""The demo from phantoms to an answer over HTTP, small, on labels that nothing can be learned from.
+
+What a pipeline finds in shuffled labels, it has let in itself: patients in two splits, a choice of
+winner that saw the test patients, a threshold fitted on them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import ray
+from ray_cluster import environment, private_folder
+from rich.console import Console
+
+from cardioray.bundle import open_bundle
+from cardioray.demo import DemoConfig, run_demo
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+SMALL = DemoConfig(
+    patients=48,
+    image_size=32,
+    epochs=2,
+    batch_size=8,
+    backbones="test_resnet",
+    grace_epochs=1,
+    shuffle_labels=True,
+)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+    """Its folder, the answer it got, and what it printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    console = Console(width=80, record=True, quiet=True)
+    with private_folder() as private, environment({"RAY_TMPDIR": str(private)}):
+        try:
+            answer = run_demo(str(folder), SMALL, console)
+        finally:
+            ray.shutdown()
+    return folder, answer, console.export_text()
+
+
+def test_nothing_is_found_in_shuffled_labels(demo: tuple[Path, dict[str, Any], str]) -> None:
+    folder, _, _ = demo
+    [row] = pd.read_csv(folder / "compare" / "leaderboard.csv").to_dict("records")
+    assert row["auc_low"] < 0.5 < row["auc_high"]
+    [bundle] = (folder / "compare" / "bundles").iterdir()
+    auc = open_bundle(str(bundle)).json("metrics.json")["targets"]["ffr"]["per_study"]["auc"]
+    assert auc["low"] < 0.5 < auc["high"]
+
+
+def test_shuffling_keeps_the_classes_and_gives_patients_another_ones_label(
+    demo: tuple[Path, dict[str, Any], str],
+) -> None:
+    phantoms = demo[0] / "phantoms"
+    truth, shuffled = (
+        pd.read_csv(phantoms / name).drop_duplicates("patient_id").set_index("patient_id")["ffr"]
+        for name in ("manifest.csv", "manifest-shuffled.csv")
+    )
+    assert sorted(truth) == sorted(shuffled)
+    assert (truth != shuffled[truth.index]).mean() > 0.8
+
+
+def test_the_served_winner_answers_and_says_what_it_is(
+    demo: tuple[Path, dict[str, Any], str],
+) -> None:
+    _, answer, printed = demo
+    assert answer["model"] == "test_resnet"
+    assert 0 <= answer["ffr"]["probability"] <= 1
+    assert any("phantom" in warning for warning in answer["warnings"])
+    assert "answered 200" in printed
+    assert "Leaderboard: ffr" in printed
