@@ -195,4 +195,4 @@ def _known(value: float | None) -> bool:
 
 
 def _number(value: float | None, spec: str) -> str:
-    return "-" if value is None else format(value, spec)
+    return format(value, spec) if value is not None and not math.isnan(value) else "-"
