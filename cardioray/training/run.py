@@ -26,6 +26,7 @@ from cardioray.data.shards import ShardSet
 from cardioray.tasks.base import Task, encode_labels
 from cardioray.training.loop import SCORED_SPLITS, TrainPlan, train_worker
 from cardioray.training.outcome import CONFIG, Outcome, read_outcome
+from cardioray.training.progress import STARTING
 from cardioray.training.scratch import remove_abandoned
 from cardioray.training.settings import RunConfig, ScaleConfig
 
@@ -82,6 +83,8 @@ def train(
     plan = make_plan(run, shards, split, folder, storage.join(out, "weights"), progress, name)
     text = yaml.safe_dump(run.to_dict(), sort_keys=False)
     storage.write_bytes(storage.join(folder, CONFIG), text.encode())
+    if progress is not None:
+        progress.update.remote(name, {"status": STARTING})
     _fit(_trainer(run, plan, out, name, [*callbacks, _EndOnValueError()]))
     outcome = read_outcome(folder)
     assert outcome is not None
