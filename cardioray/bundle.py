@@ -104,6 +104,20 @@ def dump_json(value: Any) -> bytes:
     return (text + "\n").encode()
 
 
+def copy_bundle(source: str, target: str) -> None:
+    """Copy a sealed bundle, its sums last: a folder that has them is complete.
+
+    Args:
+        source: the bundle, local or s3://.
+        target: where to; what is there is removed first.
+    """
+    storage.remove(target)
+    files = storage.list_files(source)
+    for file in sorted(files, key=lambda file: file.endswith(f"/{SUMS}")):
+        relative = file[len(source) :].lstrip("/")
+        storage.write_bytes(storage.join(target, relative), storage.read_bytes(file))
+
+
 def seal(folder: Path) -> Bundle:
     """Write SHA256SUMS over every file of a finished bundle directory, and verify it.
 

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from cardioray import storage
-from cardioray.bundle import METADATA, SUMS, BundleError, dump_json, now, open_bundle
+from cardioray.bundle import (
+    METADATA,
+    SUMS,
+    BundleError,
+    copy_bundle,
+    dump_json,
+    now,
+    open_bundle,
+)
 from cardioray.registry import unknown_name
 
 POINTER = "production.json"
@@ -189,7 +197,7 @@ def _add(store: str, path: str) -> StoredModel:
     folder = f"{bundle.name}-{bundle.identity}"
     target = storage.join(store, bundle.task, folder)
     if not _is_intact(target, bundle.identity):
-        _copy(str(bundle.path), target)
+        copy_bundle(str(bundle.path), target)
         open_bundle(target)
     return StoredModel(
         path=target,
@@ -199,15 +207,6 @@ def _add(store: str, path: str) -> StoredModel:
         created=str(bundle.metadata["created"]),
         in_production=False,
     )
-
-
-def _copy(source: str, target: str) -> None:
-    """Copy a bundle, its sums last: a folder that has them is complete."""
-    storage.remove(target)
-    files = storage.list_files(source)
-    for file in sorted(files, key=lambda file: file.endswith(f"/{SUMS}")):
-        relative = file[len(source) :].lstrip("/")
-        storage.write_bytes(storage.join(target, relative), storage.read_bytes(file))
 
 
 def _is_intact(target: str, identity: str) -> bool:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
 
 from cardioray import storage
-from cardioray.bundle import REQUIRED_KEYS, BundleError, dump_json, open_bundle, seal
+from cardioray.bundle import (
+    REQUIRED_KEYS,
+    SUMS,
+    BundleError,
+    copy_bundle,
+    dump_json,
+    open_bundle,
+    seal,
+)
 from cardioray.model_store import (
     list_models,
     production,
@@ -121,3 +130,25 @@ def test_the_second_of_two_writers_is_told(store: str) -> None:
     storage.remove(file)
     with pytest.raises(ChangedMeanwhile):
         storage.write_if_unchanged(file, b"four", version)
+
+
+@pytest.mark.parametrize("written", range(5))
+def test_a_copy_that_was_killed_has_no_sums(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    source = make_bundle(tmp_path / "a", "first")
+    target = f"{store}/copy"
+    write, files = storage.write_bytes, []
+
+    def killed(path: str, data: bytes) -> None:
+        if len(files) == written:
+            raise KeyboardInterrupt
+        files.append(path)
+        write(path, data)
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(storage, "write_bytes", killed)
+        copy_bundle(source, target)
+    assert storage.exists(f"{target}/{SUMS}") == (written == 5)
+    copy_bundle(source, target)
+    assert open_bundle(target).name == "first"

@@ -30,6 +30,12 @@ def tiny_bundle() -> Path:
     """A bundle of task `ffr` with random weights, made once a session; needs a Ray cluster."""
     folder = Path(tempfile.mkdtemp(prefix="cardioray-tiny-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    write_bundle(tiny_source(folder), str(folder / "tiny"))
+    return folder / "tiny"
+
+
+def tiny_source(folder: Path) -> BundleSource:
+    """What that bundle is made of, its shards in a folder; needs a Ray cluster."""
     assert ray.is_initialized(), "start a cluster first: shards are read through Ray Data"
     run = RunConfig.build(
         "ffr",
@@ -38,23 +44,19 @@ def tiny_bundle() -> Path:
     )
     shards, split = _write_shards(folder / "shards", run)
     torch.manual_seed(0)
-    write_bundle(
-        BundleSource(
-            run=run,
-            shards=shards,
-            split=split,
-            weights=run.task.build_model().eval().state_dict(),
-            statistics=run.task.label_statistics(encode_labels(run.task, shards.samples)),
-            predictions=_predictions(shards, split),
-            calibration_predictions=None,
-            log=None,
-            name="tiny",
-            comparison=None,
-            starting_weights="none: random weights, for tests",
-        ),
-        str(folder / "tiny"),
+    return BundleSource(
+        run=run,
+        shards=shards,
+        split=split,
+        weights=run.task.build_model().eval().state_dict(),
+        statistics=run.task.label_statistics(encode_labels(run.task, shards.samples)),
+        predictions=_predictions(shards, split),
+        calibration_predictions=None,
+        log=None,
+        name="tiny",
+        comparison=None,
+        starting_weights="none: random weights, for tests",
     )
-    return folder / "tiny"
 
 
 def renamed(bundle: Path, out: Path, name: str) -> Bundle:

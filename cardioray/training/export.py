@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 
 import cardioray
 from cardioray import bundle as bundles
-from cardioray import config, storage
+from cardioray import config
 from cardioray.bundle import Bundle, dump_json
 from cardioray.data.pipeline import take_rows
 from cardioray.data.shards import ShardSet
@@ -46,8 +48,12 @@ from cardioray.training.outcome import PREDICTIONS
 from cardioray.training.pictures import prediction_picture
 from cardioray.training.settings import RunConfig
 
+log = logging.getLogger(__name__)
+
 GATE_ROWS = 1024
 TOLERANCE_ROWS = 64
+# Largest difference in fp32 that rounding explains, of a probability or in SDs of a number.
+FP32_TOLERANCE = 1e-3
 LIBRARIES = ("ray", "torch", "torchvision", "timm", "numpy", "pandas", "openvino", "pydicom")
 
 PHANTOM_WARNING = "Trained on phantoms: figures say nothing about patients."
@@ -104,8 +110,7 @@ def write_bundle(source: BundleSource, out: str) -> Bundle:
         folder.mkdir()
         _write_files(source, folder)
         bundles.seal(folder)
-        storage.remove(out)
-        storage.copy_folder(str(folder), out)
+        bundles.copy_bundle(str(folder), out)
     return bundles.open_bundle(out)
 
 
@@ -206,7 +211,10 @@ def _export(
     arrays: Mapping[str, NDArray[np.uint8]],
     folder: Path,
 ) -> dict[str, Any]:
-    """Export to OpenVINO and measure how far its scores are from PyTorch's in fp32."""
+    """Export to OpenVINO and measure how far its scores are from PyTorch's in fp32.
+
+    An export that computes something else is left out of the bundle; CPUs then run PyTorch.
+    """
     task = source.run.task
     sample = tuple(values[:TOLERANCE_ROWS] for values in arrays.values())
     names = tuple(target.name for target in task.targets)
@@ -224,7 +232,20 @@ def _export(
         differences[f"openvino_{precision}"] = {
             name: float(np.abs(found[name] - reference[name]).max()) for name in names
         }
+    # A probability goes from 0 to 1; a number is measured by the spread of its training labels.
+    scale = {**dict.fromkeys(names, 1.0), **source.statistics.deviations}
+    worst = max(differences["openvino_fp32"][name] / scale[name] for name in names)
+    kept = worst <= FP32_TOLERANCE
+    if not kept:
+        log.warning(
+            "The OpenVINO export differs from PyTorch by %.2g in a score, more than %g: it is left "
+            "out of the bundle, and CPUs run PyTorch.",
+            worst,
+            FP32_TOLERANCE,
+        )
+        shutil.rmtree(folder / OPENVINO)
     return {
+        "openvino_kept": kept,
         "reference": "PyTorch fp32, eager, CPU",
         "samples": len(sample[0]),
         "largest_absolute_difference_of_scores": differences,
@@ -361,11 +382,18 @@ def _network_data_format(source: BundleSource) -> dict[str, Any]:
 
 
 def _git_revision() -> str:
+    """The commit of the code, marked where files differ from it."""
     root = Path(cardioray.__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return "not a git checkout"
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    command += ["--exclude=*"]
+    # A trained model is not to be lost for want of git, or for whom the checkout belongs to.
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError) as error:
+        log.warning("The git revision is not recorded: %s", error)
+        return "unknown"
 
 
 def _card(
