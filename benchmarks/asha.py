@@ -110,7 +110,6 @@ def _first_fold(
         folds=divide(run_config, shards, comparing).folds,
         out=out,
         progress=None,
-        max_epochs=settings.epochs,
     )
     return first_fold(context, comparing, run_config.task.monitor, concurrent)
 

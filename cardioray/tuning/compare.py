@@ -175,14 +175,12 @@ class _Comparing:
 
     def run_all(self) -> Comparison:
         self.division = divide(self.run, self.shards, self.settings)
-        stages = self.run.train.resolved_stages(True)
         self.context = TrialContext(
             run=self.run.to_dict(),
             shards_path=self.shards.path,
             folds=self.division.folds,
             out=storage.join(self.out, TRIALS),
             progress=self.board,
-            max_epochs=sum(stage.epochs for stage in stages),
         )
         trials = self._trials()
         self.context.tell("scoring, and measuring what each backbone costs")

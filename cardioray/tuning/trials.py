@@ -26,7 +26,8 @@ from cardioray.training.progress import DONE, FAILED, STARTING, STOPPED, WAITING
 from cardioray.training.run import train
 from cardioray.training.scratch import remove_abandoned
 from cardioray.training.settings import RunConfig
-from cardioray.tuning.settings import CompareConfig, SearchConfig
+from cardioray.training.single import WEIGHTS
+from cardioray.tuning.settings import AshaConfig, CompareConfig, SearchConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +66,27 @@ class TrialContext:
     folds: list[pd.Series[str]]
     out: str
     progress: ActorHandle[Any] | None
-    max_epochs: int
 
     def trial(self, backbone: str, overrides: Sequence[str]) -> RunConfig:
         """The run of one backbone."""
         written = dict(self.run)
         name = written.pop("task")
         return RunConfig.build(name, written, [f"model.backbone={backbone}", *overrides])
+
+    def fewest_epochs(self, backbones: Sequence[str]) -> int:
+        """Most epochs of the backbone whose run is the shortest.
+
+        Runs differ in length where only some backbones have weights to start from. The cache is
+        the one that the trials will look into.
+        """
+        cache = storage.join(self.out, WEIGHTS)
+        lengths = []
+        for name in backbones:
+            run = self.trial(name, ())
+            weights = run.task.starting_weights(cache)
+            stages = run.train.resolved_stages(weights is not None)
+            lengths.append(sum(stage.epochs for stage in stages))
+        return min(lengths)
 
     def tell(self, step: str, runs: Sequence[str] = ()) -> None:
         """Say on the board what is being done, and by which runs."""
@@ -113,20 +128,32 @@ def search_overrides(settings: dict[str, Any]) -> list[str]:
     return drawn
 
 
+def asha_scheduler(settings: AshaConfig, epochs: int) -> ASHAScheduler | None:
+    """The scheduler that stops weak trials before the last of their epochs.
+
+    The last epoch is no place to stop: what is left after it is to score and keep the model.
+
+    Returns:
+        None where the grace lasts as long as the training.
+    """
+    if settings.grace_epochs >= epochs:
+        return None
+    return ASHAScheduler(
+        time_attr="training_iteration",
+        max_t=epochs - 1,
+        grace_period=settings.grace_epochs,
+        reduction_factor=settings.reduction_factor,
+        stop_last_trials=False,
+    )
+
+
 def first_fold(
     context: TrialContext, settings: CompareConfig, monitor: Monitor, concurrent: int
 ) -> list[TrialResult]:
     """Every backbone on the first fold, the weak ones stopped."""
     scheduler = None
-    # The last epoch is no place to stop: what is left after it is to score and keep the model.
-    if settings.asha.enabled and settings.asha.grace_epochs < context.max_epochs:
-        scheduler = ASHAScheduler(
-            time_attr="training_iteration",
-            max_t=context.max_epochs - 1,
-            grace_period=settings.asha.grace_epochs,
-            reduction_factor=settings.asha.reduction_factor,
-            stop_last_trials=False,
-        )
+    if settings.asha.enabled:
+        scheduler = asha_scheduler(settings.asha, context.fewest_epochs(settings.backbones))
     search = settings.search
     space: dict[str, Any] = {"backbone": tune.grid_search(list(settings.backbones)), "fold": 0}
     algorithm, samples = None, 1
