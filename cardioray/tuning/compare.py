@@ -203,13 +203,8 @@ class _Comparing:
 
     def _trials(self) -> list[TrialResult]:
         """All trials, from the record of a finished comparison or by running them."""
-        request = config.digest(
-            [
-                {k: v for k, v in self.run.to_dict().items() if k != "scale"},
-                config.to_dict(self.settings),
-                self.shards.index.dataset_hash,
-                [int(pd.util.hash_pandas_object(f).sum()) for f in self.division.folds],
-            ]
+        request = trials_digest(
+            self.run, self.settings, self.shards.index.dataset_hash, self.division.folds
         )
         path = storage.join(self.out, RECORD)
         if storage.exists(path):
@@ -351,6 +346,26 @@ class _Comparing:
                 png = plots.png_bytes(curves)
                 pictures.append(Picture("Training, first fold", title, f"learning_{name}", png))
         return pictures
+
+
+def trials_digest(
+    run: RunConfig, settings: CompareConfig, dataset_hash: str, folds: Sequence[pd.Series[str]]
+) -> str:
+    """A hash of everything that changes what trials compute, and of nothing else.
+
+    Another number of refits, or of trials at a time, goes on with the trials that are there.
+    """
+    searching = config.to_dict(settings)
+    for name in ("refits", "max_concurrent"):
+        del searching[name]
+    return config.digest(
+        [
+            run.to_dict() | {"scale": {"workers": run.scale.workers}},
+            searching,
+            dataset_hash,
+            [int(pd.util.hash_pandas_object(fold).sum()) for fold in folds],
+        ]
+    )
 
 
 def _by_backbone(trials: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
