@@ -131,6 +131,27 @@ def test_monochrome1_is_inverted() -> None:
     np.testing.assert_array_equal(inverted, 255 - plain)
 
 
+@pytest.mark.parametrize("place", ["top level", "frame"])
+def test_a_negative_slope_without_a_window_inverts(place: str) -> None:
+    rescale, group = Dataset(), Dataset()
+    rescale.RescaleSlope, rescale.RescaleIntercept = -2, 511
+    dataset = make_dicom(RAMP[None], 8)
+    if place == "frame":
+        group.PixelValueTransformationSequence = Sequence([rescale])
+        dataset.PerFrameFunctionalGroupsSequence = Sequence([group])
+    else:
+        dataset.update(rescale)
+    np.testing.assert_array_equal(one(dataset), 255 - one(make_dicom(RAMP, 8)))
+    # As the same values with a window over their whole range.
+    dataset.WindowCenter, dataset.WindowWidth = 256.5, 511
+    assert np.abs(one(dataset).astype(int) - (255 - one(make_dicom(RAMP, 8)))).max() <= 1
+
+
+def test_an_error_of_ours_is_not_called_damage() -> None:
+    with pytest.raises(AttributeError):
+        read_frames(to_bytes(make_dicom(RAMP, 8)), frames="contrast")  # type: ignore[arg-type]
+
+
 def test_signed_pixels() -> None:
     values = (RAMP.astype(np.int16) - 60).astype(np.int16)
     dataset = make_dicom(RAMP, 16, PixelRepresentation=1)

@@ -207,6 +207,11 @@ def test_flipped_bytes_raise_nothing_but_unreadable(kind: str) -> None:
     assert refused > 0
 
 
+def test_an_error_of_ours_is_not_called_damage() -> None:
+    with pytest.raises(AttributeError):
+        read_frames(encode(GREY, "PNG"), frames="contrast")  # type: ignore[arg-type]
+
+
 def test_pages_are_frames() -> None:
     pages = [np.full((6, 8), level, np.uint8) for level in (10, 20, 30, 40)]
     pictures = [Image.fromarray(page) for page in pages]

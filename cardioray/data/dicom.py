@@ -154,8 +154,8 @@ def decode_dicom(
 
     The modality LUT or rescale, then the first VOI LUT or window are applied, from the frame's own
     functional group where there is one. Without a window the full scale of the stored bits is
-    used (above 12 stored bits the rule of `to_uint8`). MONOCHROME1 is inverted; palette and YBR
-    pictures become RGB.
+    used (above 12 stored bits the rule of `to_uint8`), upside down where the rescale slope is
+    negative. MONOCHROME1 is inverted; palette and YBR pictures become RGB.
 
     Args:
         data: the whole file.
@@ -174,7 +174,8 @@ def decode_dicom(
         count = _frame_count(dataset)
         rows, columns = int(dataset.Rows), int(dataset.Columns)
         check_size(rows, columns, max_pixels)
-        chosen = plan_frames(frames, count, rows * columns, max_frames, max_pixels)
+    chosen = plan_frames(frames, count, rows * columns, max_frames, max_pixels)
+    with _damage_explained():
         _check_pixel_data(dataset, chosen, count, max_pixels)
         decoded = iter_pixels(dataset, indices=list(chosen))
         return [
@@ -185,7 +186,10 @@ def decode_dicom(
 
 @contextlib.contextmanager
 def _damage_explained() -> Iterator[None]:
-    """Turn whatever a decoder raises on damaged bytes into UnreadableImage with its reason."""
+    """Turn whatever a decoder raises on damaged bytes into UnreadableImage with its reason.
+
+    Stands around what reads the bytes and around nothing else: an error of ours is no damage.
+    """
     try:
         yield
     except UnreadableImage:
@@ -341,7 +345,9 @@ def _to_grey(pixels: NDArray[np.generic], attributes: Dataset) -> UInt8Image:
     if attributes.get("ModalityLUTSequence"):
         bits = int(attributes.ModalityLUTSequence[0].LUTDescriptor[2])
         return to_uint8(apply_modality_lut(pixels, attributes), bits)
-    # A linear rescale without a window changes nothing once the full scale becomes 0 to 255.
+    # A linear rescale without a window changes nothing once the full scale becomes 0 to 255, but
+    # for its sign.
     stored = int(attributes.get("BitsStored") or 16)
     unsigned = not attributes.get("PixelRepresentation")
-    return to_uint8(pixels, stored if unsigned and stored <= _TRUSTED_BITS else None)
+    picture = to_uint8(pixels, stored if unsigned and stored <= _TRUSTED_BITS else None)
+    return 255 - picture if float(attributes.get("RescaleSlope") or 1) < 0 else picture

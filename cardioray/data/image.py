@@ -149,17 +149,19 @@ def _decode_pages(
         image = _open(data, max_pixels)
         size = image.height * image.width
         count = _page_count(image, limit=max_frames + 1)
-        if count > max_frames:
-            raise UnreadableImage(f"The file has more than {max_frames:,} pages.")
-        if count == 1 and frames.kind == "range":
-            frames = ALL_FRAMES  # a still exported from a run: its number says where it was
-        images = []
-        for index in plan_frames(frames, count, size, max_frames, max_pixels):
+    if count > max_frames:
+        raise UnreadableImage(f"The file has more than {max_frames:,} pages.")
+    if count == 1 and frames.kind == "range":
+        frames = ALL_FRAMES  # a still exported from a run: its number says where it was
+    chosen = plan_frames(frames, count, size, max_frames, max_pixels)
+    images = []
+    with _damage_explained():
+        for index in chosen:
             if count > 1:
                 image.seek(index)
                 check_size(image.height, image.width, max_pixels)
             images.append(_pixels(image))
-        return images
+    return images
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
@@ -190,7 +192,10 @@ def _page_count(image: Image.Image, limit: int) -> int:
 
 @contextlib.contextmanager
 def _damage_explained() -> Iterator[None]:
-    """Turn whatever a decoder raises on damaged bytes into UnreadableImage with its reason."""
+    """Turn whatever a decoder raises on damaged bytes into UnreadableImage with its reason.
+
+    Stands around what reads the bytes and around nothing else: an error of ours is no damage.
+    """
     try:
         yield
     except UnreadableImage:
