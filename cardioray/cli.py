@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -108,19 +110,16 @@ def phantom_angiogram(
 
     Example: `cardioray phantom angiogram phantoms --patients 60 --seed 1 --preset clear`
     """
-    from rich.progress import Progress
-
     from cardioray.phantoms.angiogram import PRESETS, write_angiograms
 
-    with Progress(console=console) as progress:
-        bar = progress.add_task("drawing patients", total=patients)
+    with _bar("drawing patients", patients) as advance:
         manifest = write_angiograms(
             out,
             patients,
             seed=seed,
             config=PRESETS.get(preset),
             folder_per_class=folder_per_class,
-            on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            on_progress=advance,
         )
     counts = manifest.groupby("label")["patient_id"].nunique().to_dict()
     console.print(f"{len(manifest)} frames of {patients} patients in {out}: {counts}")
@@ -142,9 +141,14 @@ def data_check(
 
     built = _run_config(task, config_file, settings).task
     manifest = built.read_manifest(data, patient_from)
-    report = check_manifest(
-        manifest, built.targets[0], splits=built.split, frames=built.settings.frames
-    )
+    with _bar("reading", len(manifest)) as advance:
+        report = check_manifest(
+            manifest,
+            *built.targets,
+            splits=built.split,
+            frames=built.frames,
+            on_progress=advance,
+        )
     print_report(report, console)
     if report.errors:
         raise typer.Exit(1)
@@ -340,6 +344,16 @@ def demo(
     run_demo(str(out), config.parse(DemoConfig, {}, settings or ()), console)
 
 
+@contextlib.contextmanager
+def _bar(title: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar, and what moves it: called with what is done and the total."""
+    from rich.progress import Progress
+
+    with Progress(console=console) as progress:
+        bar = progress.add_task(title, total=total)
+        yield lambda done, total: progress.update(bar, completed=done, total=total)
+
+
 def _run_config(
     task: str, config_file: Path | None, settings: list[str] | None, shared_storage: bool = False
 ) -> Any:
@@ -355,21 +369,18 @@ def _run_config(
 def _prepare(
     run: Any, data: str, out: str, patient_from: str | None, max_bad: float, shared: bool
 ) -> Any:
-    from rich.progress import Progress
-
     from cardioray.data.pipeline import PrepareConfig, prepare
 
     manifest = run.task.read_manifest(data, patient_from)
     for warning in manifest.warnings:
         console.print(f"[yellow]Warning:[/] {warning}", highlight=False)
-    with Progress(console=console) as progress:
-        bar = progress.add_task("preparing", total=len(manifest))
+    with _bar("preparing", len(manifest)) as advance:
         return prepare(
             run.task,
             manifest,
             out,
             PrepareConfig(max_bad=max_bad, shared_storage=shared),
-            on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            on_progress=advance,
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +73,6 @@ def test_a_clean_data_set(folder: Path) -> None:
     assert [c.split for c in report.counts] == ["train"] * 2 + ["validation"] * 2 + ["test"] * 2
     assert sum(count.patients for count in report.counts) == 24
     assert sum(count.rows for count in report.counts) == 48
-    assert json.loads(json.dumps(report.to_dict()))["rows"] == 48
     assert "no errors" in text_of(report)
 
 
@@ -151,12 +149,52 @@ def test_a_class_missing_in_a_split(folder: Path) -> None:
     assert report.errors == ("The test split has no patient with low.",)
 
 
-def test_mixed_patients_and_blank_frames_are_warnings(folder: Path) -> None:
+def test_two_labels_of_a_patient_need_studies(folder: Path) -> None:
+    (error,) = check_manifest(edited(folder, ffr={5: 0.95}), FFR).errors
+    assert error.startswith("1 patient(s) have rows with different labels of 'ffr': P02. ")
+    assert "Add study_id" in error
+
+    names = {row: f"P{row // 2:02d}-LAD" for row in range(48)}
+    (error,) = check_manifest(edited(folder, study_id=names), FFR).errors
+    assert "1 study_id(s) have rows with different labels of 'ffr': P02-LAD." in error
+    two_vessels = edited(folder, study_id={5: "P02-RCA"})
+    assert check_manifest(two_vessels, FFR).errors == ()
+
+    (error,) = check_manifest(edited(folder, study_id={4: "P03-LAD"}), FFR).errors
+    assert "1 study_id(s) stand under two patients: P03-LAD." in error
+    (error,) = check_manifest(edited(folder, study_id={4: ""}), FFR).errors
+    assert error == "1 row(s) have no study_id, while other rows have one."
+
+
+def test_numbers_differ_within_a_patient_too(folder: Path) -> None:
+    manifest = edited(folder, ffr={5: 0.61})
+    assert check_manifest(manifest, FFR).errors == ()
+    value = RegressionTarget(name="ffr_value", value_column="ffr")
+    (error,) = check_manifest(manifest, FFR, value).errors
+    assert "different labels of 'ffr_value': P02" in error
+
+
+def test_an_empty_study_column_is_none(folder: Path) -> None:
+    assert "study_id" not in edited(folder, study_id={0: ""}).table
+
+
+def test_every_target_is_checked(folder: Path) -> None:
+    with_splits(folder)
+    other = RegressionTarget(name="age", value_column="age_years")
+    (error,) = check_manifest(read_manifest(str(folder), FFR), FFR, other).errors
+    assert error == "target 'age' needs a column 'age_years'."
+    manifest = edited(folder, age_years={row: str(50 + row // 2) for row in range(40)})
+    report = check_manifest(manifest, FFR, other)
+    assert report.errors == ("The test split has no value of 'age'.",)
+    ages = [count for count in report.counts if count.class_name == "age"]
+    assert {count.split: count.rows for count in ages} == {"train": 32, "validation": 8}
+
+
+def test_blank_frames_are_warnings(folder: Path) -> None:
     Image.new("L", (24, 24)).save(folder / "P00_0.png")
     Image.new("L", (24, 24)).save(folder / "P23_0.png")
-    report = check_manifest(edited(folder, ffr={5: 0.95}), FFR)
+    report = check_manifest(edited(folder), FFR)
     assert report.errors == ()
-    assert "1 patient(s) have rows of both classes: P02." in report.warnings
     assert "2 row(s) with a blank frame: P00_0, P23_0." in report.warnings
     assert report.duplicates == (), "blank frames are equal without being copies"
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +20,7 @@ from cardioray import storage
 from cardioray.data.frames import ALL_FRAMES, FrameSelection, UInt8Image, UnreadableImage
 from cardioray.data.image import describe_pixels, read_frames
 from cardioray.data.layouts import SPLITS, shown
-from cardioray.data.manifest import Manifest
+from cardioray.data.manifest import Manifest, check_studies
 from cardioray.data.splits import SplitConfig, assign_splits
 from cardioray.targets import BinaryTarget, Target
 
@@ -31,7 +29,7 @@ _PRINTED_ROWS = 10
 
 @dataclass(frozen=True)
 class ClassCount:
-    """How many rows and patients of a class a split has."""
+    """How many rows and patients of a class (or with a number) a split has."""
 
     split: str
     class_name: str
@@ -70,10 +68,6 @@ class DataReport:
     errors: tuple[str, ...]
     warnings: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON can hold it."""
-        return dataclasses.asdict(self)
-
 
 @dataclass
 class _Findings:
@@ -88,8 +82,7 @@ class _Findings:
 
 def check_manifest(
     manifest: Manifest,
-    target: Target,
-    *,
+    *targets: Target,
     splits: SplitConfig = SplitConfig(),  # noqa: B008 (frozen)
     frames: FrameSelection = ALL_FRAMES,
     read_pixels: bool = True,
@@ -98,29 +91,32 @@ def check_manifest(
     """Count a data set, read every file, and look for what would spoil a result.
 
     Errors are: one patient in two splits, a class missing in a split, files that cannot be read,
-    one file under two patients, and equal frames in two splits or with two labels. Equal frames
-    within a split, blank frames and patients of both classes are warnings.
+    one file under two patients, one study with two labels or of two patients, and equal frames in
+    two splits or with two labels. Equal frames within a split and blank frames are warnings.
 
     Args:
         manifest: what `read_manifest` gave.
-        target: the label that is counted.
+        targets: the labels; the first one is the headline, by which patients are divided.
         splits: how patients without a split column would be divided.
         frames: frame selection of rows that have none.
         read_pixels: decode every file; otherwise only look whether it is there.
         on_progress: called with the rows done and their total.
     """
     table = manifest.table.reset_index(drop=True)
-    labels = target.encode(table)
-    errors = _shared_sources(table)
-    warnings = [*manifest.warnings, *_mixed_patients(table, labels, target)]
+    errors, warnings = _shared_sources(table), list(manifest.warnings)
+    labels = _encode(table, targets, errors)
     calibration, split = "", pd.Series("", index=table.index)
     try:
-        divided = assign_splits(table, labels, splits)
+        divided = assign_splits(table, labels[targets[0].name], splits)
     except ValueError as error:
         errors.append(str(error))
     else:
         calibration, split = divided.calibration, divided.split
-        errors += _missing_classes(split, labels, target)
+    known = [target for target in targets if target.name in labels]
+    if calibration:
+        for target in known:
+            errors += _missing_classes(split, labels[target.name], target)
+    counts = [c for target in known for c in _count(table, split, labels[target.name], target)]
     if calibration == "cross-fitted":
         warnings.append("Patients are too few for a calibration split: it is cross-fitted.")
     findings = _read_all(manifest, frames, read_pixels, on_progress)
@@ -140,7 +136,7 @@ def check_manifest(
         rows=len(table),
         patients=table["patient_id"].nunique(),
         frames=sum(len(found.sizes) for found in findings),
-        counts=_count(table, split, labels, target),
+        counts=tuple(counts),
         calibration=calibration,
         sizes=_histogram(size for found in findings for size in found.sizes),
         pixel_types=_histogram(found.pixel_type for found in findings if found.pixel_type),
@@ -149,6 +145,24 @@ def check_manifest(
         errors=tuple(errors),
         warnings=tuple(warnings),
     )
+
+
+def _encode(
+    table: pd.DataFrame, targets: Sequence[Target], errors: list[str]
+) -> dict[str, NDArray[np.float32]]:
+    """The labels of every target that the table has, and what is wrong with them."""
+    # A manifest is read by its headline target, so that this one is there.
+    labels = {targets[0].name: targets[0].encode(table)}
+    for target in targets[1:]:
+        try:
+            labels[target.name] = target.encode(table)
+        except ValueError as error:
+            errors.append(str(error))
+    try:
+        check_studies(table, labels)
+    except ValueError as error:
+        errors.append(str(error))
+    return labels
 
 
 def _class_names(labels: NDArray[np.float32], target: Target) -> list[str]:
@@ -160,7 +174,10 @@ def _class_names(labels: NDArray[np.float32], target: Target) -> list[str]:
 def _count(
     table: pd.DataFrame, split: pd.Series, labels: NDArray[np.float32], target: Target
 ) -> tuple[ClassCount, ...]:
-    keyed = table[["patient_id"]].assign(split=split, name=_class_names(labels, target))
+    known = np.isfinite(labels)
+    keyed = table.loc[known, ["patient_id"]].assign(
+        split=split[known], name=_class_names(labels[known], target)
+    )
     groups = keyed.groupby(["split", "name"])["patient_id"].agg(["size", "nunique"])
     order = {name: position for position, name in enumerate(SPLITS)}
     counts = [
@@ -172,7 +189,8 @@ def _count(
 
 def _missing_classes(split: pd.Series, labels: NDArray[np.float32], target: Target) -> list[str]:
     if not isinstance(target, BinaryTarget):
-        return []
+        bare = [n for n in SPLITS if (split == n).any() and np.isnan(labels[split == n]).all()]
+        return [f"The {name} split has no value of {target.name!r}." for name in bare]
     errors = []
     for name in SPLITS:
         present = set(labels[(split == name).to_numpy()])
@@ -183,16 +201,6 @@ def _missing_classes(split: pd.Series, labels: NDArray[np.float32], target: Targ
             absent = " and none with ".join(missing)
             errors.append(f"The {name} split has no patient with {absent}.")
     return errors
-
-
-def _mixed_patients(table: pd.DataFrame, labels: NDArray[np.float32], target: Target) -> list[str]:
-    if not isinstance(target, BinaryTarget):
-        return []
-    kinds = pd.Series(labels).groupby(table["patient_id"]).nunique()
-    mixed = kinds.index[kinds > 1].tolist()
-    if not mixed:
-        return []
-    return [f"{len(mixed)} patient(s) have rows of both classes: {shown(mixed)}."]
 
 
 def _shared_sources(table: pd.DataFrame) -> list[str]:
@@ -257,7 +265,7 @@ def _judge_duplicates(
     groups: list[tuple[int, ...]],
     table: pd.DataFrame,
     split: pd.Series,
-    labels: NDArray[np.float32],
+    labels: Mapping[str, NDArray[np.float32]],
     errors: list[str],
     warnings: list[str],
 ) -> None:
@@ -267,7 +275,7 @@ def _judge_duplicates(
         rows = list(group)
         if split[rows].nunique() > 1:
             kind = "leak"
-        elif len(set(labels[rows])) > 1:
+        elif any(np.unique(v[rows][np.isfinite(v[rows])]).size > 1 for v in labels.values()):
             kind = "label"
         elif table["patient_id"][rows].nunique() > 1:
             kind = "patient"

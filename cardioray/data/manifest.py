@@ -10,12 +10,13 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from cardioray import storage
 from cardioray.data.frames import FrameSelection
@@ -112,6 +113,47 @@ def read_manifest(data: str, target: Target, *, patient_from: str | None = None)
     return _finish(table, base, target, patient_from, warnings)
 
 
+def study_ids(table: pd.DataFrame) -> pd.Series[str]:
+    """What gets one answer: the study of each row, or the patient where no study is known."""
+    return table["study_id" if "study_id" in table else "patient_id"]
+
+
+def check_studies(table: pd.DataFrame, labels: Mapping[str, NDArray[np.float32]]) -> None:
+    """Refuse rows that one answer cannot serve: a study with two labels or of two patients.
+
+    Args:
+        table: rows of a manifest or of shards.
+        labels: per target one number a row, NaN where unknown.
+
+    Raises:
+        ValueError: names the studies, and says what to add where the table has no studies.
+    """
+    studies = study_ids(table)
+    if (nameless := int((studies == "").sum())) > 0:
+        raise ValueError(f"{nameless} row(s) have no study_id, while other rows have one.")
+    patients = table["patient_id"].groupby(studies).nunique()
+    if shared := patients.index[patients > 1].tolist():
+        raise ValueError(
+            f"{len(shared)} study_id(s) stand under two patients: {shown(shared)}. Make them "
+            "unique, as patient and vessel together are."
+        )
+    for target, values in labels.items():
+        grouped = pd.Series(values, index=table.index, dtype=float).groupby(studies)
+        spread = grouped.max() - grouped.min()
+        torn = spread.index[spread > 1e-6 * np.nanmax(np.abs(values), initial=0)].tolist()
+        if torn and "study_id" in table:
+            raise ValueError(
+                f"{len(torn)} study_id(s) have rows with different labels of {target!r}: "
+                f"{shown(torn)}. A study gets one answer; give each label its own study_id."
+            )
+        if torn:
+            raise ValueError(
+                f"{len(torn)} patient(s) have rows with different labels of {target!r}: "
+                f"{shown(torn)}. Without a column study_id a patient gets one answer. Add "
+                "study_id, which names what gets one: patient and vessel, such as P07-LAD."
+            )
+
+
 def _finish(
     table: pd.DataFrame, base: str, target: Target, patient_from: str | None, warnings: list[str]
 ) -> Manifest:
@@ -123,6 +165,8 @@ def _finish(
     _refuse_rows(table["source"] == "", "no source")
     table["frame"] = _frames(table)
     _normalise_splits(table)
+    if "study_id" in table and (table["study_id"] == "").all():
+        del table["study_id"]
     labelled = np.isfinite(target.encode(table))
     if not labelled.any():
         raise ValueError(f"No row of the manifest has a label or value for {target.name!r}.")

@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from cardioray.bundle import Bundle
 from cardioray.data.layouts import shown
-from cardioray.data.manifest import Manifest
+from cardioray.data.manifest import Manifest, check_studies, study_ids
 from cardioray.data.shards import read_index
 from cardioray.inference.actors import Loading, PredictorActor, SourceFile, run_on_actors
 from cardioray.predictor import MAX_BATCH, Predictor
@@ -66,7 +66,8 @@ def score_files(
         console: where progress is shown.
 
     Raises:
-        ValueError: when the data are at fault, nothing can be read, or the split has no rows.
+        ValueError: when the data are at fault (two labels of one study among it), nothing can be
+            read, or the split has no rows.
     """
     if read_index(data) is not None:
         raise ValueError(f"{data} holds shards; give the data set that they were made from.")
@@ -76,6 +77,7 @@ def score_files(
     own = _own_predictions(predictor.bundle, manifest)
     is_own = _is_own(own, manifest, labels)
     chosen = _rows_of_split(manifest, own if is_own else None, split)
+    check_studies(manifest.table.iloc[chosen], {n: v[chosen] for n, v in labels.items()})
     results = _run(loading, manifest, chosen, console)
     unread = [(path, reason) for result in results for path, reason in result["unread"]]
     if len(unread) == len(chosen):
@@ -207,7 +209,7 @@ def _predictions_table(
             {
                 "sample_id": known["sample_id"].to_numpy() + np.array(suffixes, dtype=object),
                 "patient_id": known["patient_id"].to_numpy(),
-                "study_id": known["study_id" if "study_id" in known else "patient_id"].to_numpy(),
+                "study_id": study_ids(known).to_numpy(),
                 "source": known["source"].to_numpy(),
                 "head": target.name,
                 "label": labels[target.name][rows],

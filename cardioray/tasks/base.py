@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cardioray import config
+from cardioray.data.frames import ALL_FRAMES, FrameSelection
 from cardioray.data.manifest import Manifest
 from cardioray.data.splits import SplitConfig
 from cardioray.evaluation.metrics import binary_metrics, regression_metrics
@@ -151,6 +152,11 @@ class Task(ABC):
         """DICOM modality of the input ("XA", "US", "ECG")."""
 
     # From files to shards
+
+    @property
+    def frames(self) -> FrameSelection:
+        """Which frames of a file are samples where its row does not say."""
+        return ALL_FRAMES
 
     @abstractmethod
     def read_manifest(self, data: str, patient_from: str | None) -> Manifest:

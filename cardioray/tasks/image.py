@@ -130,6 +130,11 @@ class ImageTask(Task):
         """Any."""
         return "OT"
 
+    @property
+    def frames(self) -> FrameSelection:
+        """The setting `frames`."""
+        return FrameSelection.parse(self.settings.frames)
+
     def read_manifest(self, data: str, patient_from: str | None) -> Manifest:
         """Folder per class, CSV, Excel, Parquet, or a folder that holds a manifest."""
         return read_manifest(data, self.settings.target, patient_from=patient_from)
@@ -140,7 +145,7 @@ class ImageTask(Task):
 
     def decode(self, data: bytes, frames: str | None) -> list[DecodedSample]:
         """Read the wanted frames and bring each to the model's size."""
-        selection = FrameSelection.parse(frames or self.settings.frames)
+        selection = FrameSelection.parse(frames) if frames else self.frames
         return [
             DecodedSample(
                 frame=str(number),
