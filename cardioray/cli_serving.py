@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +33,10 @@ Store = Annotated[str, typer.Argument(metavar="STORE", help="Folder or s3:// pre
 @commands.command()
 def serve(
     bundles: Annotated[
-        list[str], typer.Argument(metavar="BUNDLE...", help="The first of a task answers.")
+        list[str],
+        typer.Argument(
+            metavar="BUNDLE...", help="Bundles or comparisons; the first of a task answers."
+        ),
     ],
     host: Host = "127.0.0.1",
     port: Port = 8000,
@@ -77,11 +79,11 @@ def deploy(
     Example: `cardioray deploy runs/ffr --top 2`
     """
     from cardioray import storage
+    from cardioray.model_store import ranked_bundles
     from cardioray.serve.deploy import application_settings, deploy_config, write_serve_config
     from cardioray.serve.settings import ServerSettings
 
-    record = json.loads(storage.read_bytes(storage.join(runs, "leaderboard.json")))
-    paths = [row["bundle"] for row in record["rows"] if row["bundle"]]
+    paths = ranked_bundles(runs)
     if len(paths) < top:
         raise ValueError(
             f"{runs} has {len(paths)} bundle(s), not {top}; run the comparison again with "

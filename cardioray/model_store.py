@@ -1,4 +1,4 @@
-"""Bundles in a folder or bucket, and which of them is in production.
+"""Bundles in a folder or bucket, which of them is in production, and those of a comparison.
 
     <store>/<task>/<name>-<identity>/   a bundle
     <store>/<task>/production.json      which one is in production, and which ones were
@@ -11,6 +11,7 @@ not overwrite each other: the second is told.
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,38 @@ from cardioray.bundle import (
 from cardioray.registry import unknown_name
 
 POINTER = "production.json"
+LEADERBOARD = "leaderboard.json"
 FORMAT_VERSION = 1
+
+
+def ranked_bundles(comparison: str) -> list[str]:
+    """Paths of the bundles that a comparison made, the winner's first.
+
+    The leaderboard names them relative to itself, so that the folder can be moved or copied.
+
+    Args:
+        comparison: folder or prefix with leaderboard.json.
+
+    Raises:
+        FileNotFoundError: when there is no leaderboard.
+    """
+    record = json.loads(storage.read_bytes(storage.join(comparison, LEADERBOARD)))
+    named = [row["bundle"] for row in record["rows"] if row["bundle"]]
+    return [storage.join(comparison, name) for name in named]
+
+
+def bundle_place(path: str) -> str:
+    """Where the bundle is that a path means: there, or for a comparison its winner's place.
+
+    Raises:
+        ValueError: when the path is a comparison without a bundle.
+    """
+    if not storage.exists(storage.join(path, LEADERBOARD)):
+        return path
+    places = ranked_bundles(path)
+    if not places:
+        raise ValueError(f"{path} is a comparison without a bundle; run it again.")
+    return places[0]
 
 
 @dataclass(frozen=True)
@@ -175,7 +207,7 @@ def rollback(store: str, task: str) -> Production:
     if pointer is None or not pointer.stack:
         raise ValueError(f"{store}: task {task!r} has no earlier production model to go back to.")
     *stack, folder = pointer.stack
-    open_bundle(storage.join(store, task, folder))
+    _verify(storage.join(store, task, folder))
     return _write(store, task, folder, tuple(stack), "rollback", pointer, version)
 
 
@@ -187,18 +219,19 @@ def _find(store: str, folder: str) -> StoredModel:
     models = {model.folder: model for model in list_models(store)}
     if folder not in models:
         raise unknown_name("bundle", folder, models)
-    open_bundle(models[folder].path)
+    _verify(models[folder].path)
     return models[folder]
 
 
 def _add(store: str, path: str) -> StoredModel:
     """Copy a bundle into the store and verify the copy; a damaged earlier copy is replaced."""
-    bundle = open_bundle(path)
-    folder = f"{bundle.name}-{bundle.identity}"
-    target = storage.join(store, bundle.task, folder)
-    if not _is_intact(target, bundle.identity):
-        copy_bundle(str(bundle.path), target)
-        open_bundle(target)
+    with tempfile.TemporaryDirectory(prefix="cardioray-store-") as scratch:
+        bundle = open_bundle(bundle_place(path), Path(scratch))
+        folder = f"{bundle.name}-{bundle.identity}"
+        target = storage.join(store, bundle.task, folder)
+        if not _is_intact(target, bundle.identity):
+            copy_bundle(str(bundle.path), target)
+            _verify(target)
     return StoredModel(
         path=target,
         task=bundle.task,
@@ -213,9 +246,19 @@ def _is_intact(target: str, identity: str) -> bool:
     if not storage.exists(storage.join(target, SUMS)):
         return False
     try:
-        return open_bundle(target).identity == identity
+        return _verify(target) == identity
     except BundleError:
         return False
+
+
+def _verify(path: str) -> str:
+    """Read a bundle whole, from a bucket into a folder that goes again; gives its identity.
+
+    Raises:
+        BundleError: when it is damaged.
+    """
+    with tempfile.TemporaryDirectory(prefix="cardioray-store-") as scratch:
+        return open_bundle(path, Path(scratch)).identity
 
 
 def _read(store: str, task: str) -> tuple[Production | None, str | None]:

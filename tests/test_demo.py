@@ -17,6 +17,7 @@ from rich.console import Console
 
 from cardioray.bundle import open_bundle
 from cardioray.demo import DemoConfig, run_demo
+from cardioray.model_store import bundle_place
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -49,6 +50,7 @@ def test_nothing_is_found_in_shuffled_labels(demo: tuple[Path, dict[str, Any], s
     [row] = pd.read_csv(folder / "compare" / "leaderboard.csv").to_dict("records")
     assert row["auc_low"] < 0.5 < row["auc_high"]
     [bundle] = (folder / "compare" / "bundles").iterdir()
+    assert bundle_place(str(folder / "compare")) == str(bundle)
     auc = open_bundle(str(bundle)).json("metrics.json")["targets"]["ffr"]["per_study"]["auc"]
     assert auc["low"] < 0.5 < auc["high"]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,12 +20,16 @@ from cardioray.bundle import (
     seal,
 )
 from cardioray.model_store import (
+    bundle_place,
     list_models,
     production,
     production_path,
     promote,
+    ranked_bundles,
     rollback,
 )
+from cardioray.serve.deploy import application_settings, write_serve_config
+from cardioray.serve.serve_file import check_serve_file
 from cardioray.storage import ChangedMeanwhile
 
 
@@ -152,3 +158,57 @@ def test_a_copy_that_was_killed_has_no_sums(
     assert storage.exists(f"{target}/{SUMS}") == (written == 5)
     copy_bundle(source, target)
     assert open_bundle(target).name == "first"
+
+
+def make_comparison(folder: str, tmp_path: Path) -> str:
+    """What deploying reads of a finished comparison: the leaderboard, and two bundles."""
+    rows: list[dict[str, Any]] = [{"name": "second", "bundle": None}]
+    for name in ("first", "third"):
+        storage.copy_folder(make_bundle(tmp_path / name, name), f"{folder}/bundles/{name}")
+        rows.append({"name": name, "bundle": f"bundles/{name}"})
+    storage.write_bytes(f"{folder}/leaderboard.json", json.dumps({"rows": rows}).encode())
+    return folder
+
+
+def test_bundles_of_a_comparison_are_found_wherever_it_lies(store: str, tmp_path: Path) -> None:
+    comparison = make_comparison(store, tmp_path)
+    assert ranked_bundles(comparison) == [f"{store}/bundles/first", f"{store}/bundles/third"]
+    moved = str(tmp_path / "elsewhere")
+    storage.copy_folder(comparison, moved)
+    storage.remove(comparison)
+    assert [open_bundle(path).name for path in ranked_bundles(moved)] == ["first", "third"]
+    assert bundle_place(moved) == f"{moved}/bundles/first"
+    assert bundle_place(f"{moved}/bundles/third") == f"{moved}/bundles/third"
+    assert promote(f"{tmp_path}/store", moved).name == "first"
+
+
+def test_a_comparison_is_written_as_a_serve_config(store: str, tmp_path: Path) -> None:
+    comparison = make_comparison(store, tmp_path)
+    file = storage.join(comparison, "serve.yaml")
+    write_serve_config(application_settings(ranked_bundles(comparison)), file)
+    args = check_serve_file(file).applications[0].args
+    assert args == {"task": "ffr", "bundles": ranked_bundles(comparison)}
+    assert [each.bundles for each in application_settings([comparison])] == [
+        (f"{store}/bundles/first",)
+    ]
+
+
+def test_a_comparison_without_a_bundle_is_no_bundle(store: str) -> None:
+    row = {"name": "first", "bundle": None}
+    storage.write_bytes(f"{store}/leaderboard.json", json.dumps({"rows": [row]}).encode())
+    with pytest.raises(ValueError, match="a comparison without a bundle"):
+        bundle_place(store)
+
+
+def test_copies_from_a_bucket_do_not_stay(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (make_bundle(tmp_path / name, name) for name in ("first", "second"))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    storage.copy_folder(first, f"{s3}/first")
+    promote(f"{s3}/store", f"{s3}/first")
+    promote(f"{s3}/store", second)
+    rollback(f"{s3}/store", "ffr")
+    assert list(temporary.iterdir()) == []

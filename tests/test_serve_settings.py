@@ -184,6 +184,17 @@ def test_the_shipped_config_is_right() -> None:
     assert schema.applications[0].route_prefix == "/v1/ffr"
 
 
+def test_the_shipped_config_serves_what_the_demo_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CARDIORAY_FFR_BUNDLE", raising=False)
+    assert "cardioray demo --out runs/demo" in (ROOT / "Makefile").read_text()
+    args = check_serve_file(str(FFR_YAML)).applications[0].args
+    (found,) = build(args)._bound_deployment.init_args[0]["bundles"]
+    assert found["path"] == str(tmp_path / "runs" / "demo" / "compare")
+
+
 @pytest.mark.parametrize(
     ("change", "value", "words"),
     [

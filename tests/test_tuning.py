@@ -12,6 +12,7 @@ import tiny_training as tiny
 
 from cardioray.bundle import open_bundle
 from cardioray.data.shards import ShardSet
+from cardioray.model_store import ranked_bundles
 from cardioray.training.settings import RunConfig
 from cardioray.tuning.compare import Comparison, compare, divide, fit_cluster
 from cardioray.tuning.settings import AshaConfig, CompareConfig, SearchConfig, select_backbones
@@ -78,6 +79,7 @@ def test_the_winner_becomes_a_bundle_scored_on_patients_of_no_fold(
     result, out = comparison
     bundle = result.bundles[0]
     assert bundle.name == result.leaderboard.winner.name
+    assert ranked_bundles(str(out)) == [str(bundle.path)]
     metrics = open_bundle(str(bundle.path)).json("metrics.json")
     division = divide(run_of(), shards, SETTINGS)
     test = shards.samples["patient_id"][(division.final == "test").to_numpy()]

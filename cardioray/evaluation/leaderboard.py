@@ -50,7 +50,7 @@ class LeaderboardEntry:
         gflops: of one forward pass, in 1e9 multiply-adds times two.
         train_seconds: wall time of all its trainings.
         latency_ms: CPU latency of one picture.
-        bundle: path of its bundle.
+        bundle: path of its bundle, relative to the leaderboard's folder.
     """
 
     name: str

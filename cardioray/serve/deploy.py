@@ -24,6 +24,7 @@ import yaml
 from cardioray import config, storage
 from cardioray.bundle import METADATA, BundleError, open_bundle
 from cardioray.data import cluster
+from cardioray.model_store import bundle_place
 from cardioray.serve import fast
 from cardioray.serve.auth import read_keys, require_keys
 from cardioray.serve.proxy import MIDDLEWARE_PATH, MIDDLEWARE_VARIABLE
@@ -42,7 +43,8 @@ def application_settings(
     """The applications that serve some bundles, one a task.
 
     Args:
-        bundles: paths of bundles; the first one of a task answers by default.
+        bundles: paths of bundles, or of comparisons, which stand for their winner's bundle; the
+            first one of a task answers by default.
         overrides: `section.key=value` of `ServeSettings`, for every application.
 
     Raises:
@@ -50,7 +52,7 @@ def application_settings(
         ValueError: for an unknown setting.
     """
     by_task: dict[str, list[str]] = {}
-    for path in bundles:
+    for path in map(bundle_place, bundles):
         by_task.setdefault(_task_of(path), []).append(storage.absolute(path))
     return [
         config.parse(ServeSettings, {"task": task, "bundles": paths}, overrides)
@@ -150,7 +152,7 @@ def write_serve_config(
 
     Args:
         applications: at most one a task.
-        out: path of the YAML file.
+        out: path of the YAML file, local or s3://.
         server: address; its mode is a matter of the cluster's environment, not of this file.
 
     Returns:

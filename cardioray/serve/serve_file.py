@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import types
 import typing
-from pathlib import Path
 from typing import Any, Union
 
 import yaml
@@ -12,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.schema import ServeDeploySchema
 
-from cardioray import config
+from cardioray import config, storage
 from cardioray.registry import unknown_name
 from cardioray.serve.settings import ServeSettings
 
@@ -29,7 +28,7 @@ def check_serve_file(path: str) -> ServeDeploySchema:
     """Read a config file of `serve run` and `serve deploy`, and refuse what Serve would overlook.
 
     Args:
-        path: YAML file.
+        path: YAML file, local or s3://.
 
     Returns:
         The file as Serve reads it.
@@ -38,7 +37,7 @@ def check_serve_file(path: str) -> ServeDeploySchema:
         ValueError: for an unknown key at any level, a wrong value, unknown settings of one of
             CardioRay's applications, or a deployment that it does not have; lists every fault.
     """
-    loaded = yaml.safe_load(Path(path).read_text())
+    loaded = yaml.safe_load(storage.read_bytes(path))
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} holds no mapping.")
     faults = list(_unknown_keys(ServeDeploySchema, loaded, ""))

@@ -191,7 +191,7 @@ class _Comparing:
             name = row.entry.name
             bundles[name] = self._refit(name, _by_backbone(trials)[name], ranked)
         entries = [
-            dataclasses.replace(e, bundle=str(bundles[e.name].path) if e.name in bundles else None)
+            dataclasses.replace(e, bundle=f"{BUNDLES}/{e.name}" if e.name in bundles else None)
             for e in entries
         ]
         self.context.tell("writing the leaderboard")
@@ -300,7 +300,7 @@ class _Comparing:
         """Train once more, on development patients only, and score the held-out test patients."""
         out = storage.join(self.out, BUNDLES, name)
         if storage.exists(storage.join(out, SUMS)):
-            return open_bundle(out)
+            return open_bundle(out, process_folder())
         run = self.context.trial(name, trials[0].overrides)
         final = self.division.final
         folder = storage.join(self.out, FINAL)
