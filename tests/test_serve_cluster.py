@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import threading
@@ -24,7 +25,7 @@ from served import free_port, png, replica_pids, serving_cluster
 from tiny_bundles import renamed, tiny_bundle
 
 import cardioray
-from cardioray import config
+from cardioray import config, storage
 from cardioray.bundle import BundleError
 from cardioray.model_store import promote, rollback
 from cardioray.serve.app import build
@@ -35,7 +36,9 @@ from cardioray.serve.deploy import (
     serve_bundles,
     write_serve_config,
 )
+from cardioray.serve.hosting import describe, load_remote
 from cardioray.serve.settings import ServerSettings, ServeSettings
+from cardioray.training.scratch import process_folder
 
 pytestmark = pytest.mark.ray
 
@@ -228,6 +231,40 @@ def test_decoding_and_network_apart_answer_the_same(stage: Stage, tmp_path: Path
             wait_for(lambda: load.models[-1] == "third")
         assert load.failed == 0
         assert len(replica_pids("apart")) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "runtime"),
+    [
+        ({"gpus": 1}, "torch"),  # a decoding replica has no GPU and would take OpenVINO itself
+        ({"gpus": 0}, "openvino"),
+        ({"gpus": 1, "runtime": "openvino"}, "openvino"),
+        ({"gpus": 0, "runtime": "torch"}, "torch"),
+    ],
+)
+def test_apart_the_runtime_is_that_of_the_network(
+    stage: Stage, changes: dict[str, Any], runtime: str
+) -> None:
+    written = {"task": "ffr", "bundles": [str(stage.tiny)], "layout": "apart", **changes}
+    settings = config.parse(ServeSettings, written)
+    model = load_remote(str(stage.tiny), None, settings, None)  # type: ignore[arg-type]
+    assert describe(model, True)["runtime"] == runtime
+
+
+def test_a_model_takes_its_copy_from_a_bucket_along(stage: Stage, s3: str) -> None:
+    storage.copy_folder(str(stage.tiny), f"{s3}/tiny")
+    storage.copy_folder(str(stage.tiny), f"{s3}/damaged")
+    storage.write_bytes(f"{s3}/damaged/README.md", b"changed")
+    settings = config.parse(ServeSettings, {"task": "ffr", "bundles": ["b"], "layout": "apart"})
+    before = set(process_folder().iterdir())
+    model = load_remote(f"{s3}/tiny", None, settings, None)  # type: ignore[arg-type]
+    (copy,) = set(process_folder().iterdir()) - before
+    assert model.bundle.path.parent == copy
+    with pytest.raises(BundleError):
+        load_remote(f"{s3}/damaged", None, settings, None)  # type: ignore[arg-type]
+    del model
+    gc.collect()
+    assert set(process_folder().iterdir()) == before
 
 
 def test_a_config_file_is_deployed(stage: Stage, tmp_path: Path) -> None:

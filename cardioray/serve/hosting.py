@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import shutil
+import tempfile
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from ray.serve.handle import DeploymentHandle
 
 from cardioray.bundle import Bundle, open_bundle
-from cardioray.model_store import production_path
+from cardioray.model_store import bundle_place, production_path
 from cardioray.predictor import ModelOutputs, Predictor
 from cardioray.registry import unknown_name
 from cardioray.serve.batcher import Batcher
@@ -23,6 +27,9 @@ from cardioray.serve.metrics import ServeMetrics
 from cardioray.serve.problems import Problem
 from cardioray.serve.settings import ServeSettings
 from cardioray.tasks.base import DecodedSample
+from cardioray.training.scratch import process_folder
+
+RuntimeName = Literal["auto", "openvino", "torch"]
 
 log = logging.getLogger("ray.serve.cardioray")
 
@@ -268,8 +275,8 @@ def load_local(
     threads: Threads,
 ) -> Model:
     """Load a bundle, warm it up for every batch size, and put a batcher in front of it."""
-    predictor = Predictor(
-        open_bundle(path),
+    predictor = _predictor(
+        path,
         runtime=settings.runtime,
         precision=settings.precision,
         num_threads=settings.threads,
@@ -285,9 +292,26 @@ def load_remote(
     path: str, name: str | None, settings: ServeSettings, handle: DeploymentHandle[Any]
 ) -> Model:
     """Open a bundle for decoding and answering, with its network elsewhere."""
-    predictor = Predictor(open_bundle(path), runtime=settings.runtime, network=False)
+    predictor = _predictor(path, runtime=_runtime_elsewhere(settings), network=False)
     name = name or predictor.bundle.name
     return Model(name, path, predictor, RemoteEngine(handle, path, name))
+
+
+def _predictor(path: str, **options: Any) -> Predictor:
+    """A bundle's predictor; a copy from a bucket goes with it, or after the process."""
+    scratch = tempfile.mkdtemp(prefix="bundle-", dir=process_folder())
+    try:
+        predictor = Predictor(open_bundle(bundle_place(path), Path(scratch)), **options)
+    except BaseException:
+        shutil.rmtree(scratch)
+        raise
+    weakref.finalize(predictor, shutil.rmtree, scratch, ignore_errors=True)
+    return predictor
+
+
+def _runtime_elsewhere(settings: ServeSettings) -> RuntimeName:
+    """What runs the network in the replicas that have it; "auto" goes by their device."""
+    return "torch" if settings.runtime == "auto" and settings.gpus > 0 else settings.runtime
 
 
 def describe(model: Model, default: bool) -> dict[str, Any]:
