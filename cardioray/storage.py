@@ -7,12 +7,14 @@ filesystems (`filesystem`), whole objects through boto3. Both read the usual AWS
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import hashlib
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,10 +23,11 @@ from urllib.parse import urlparse
 
 import boto3
 import pyarrow.fs as pafs
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 _S3 = "s3://"
 _MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
+_CREATION = threading.Lock()
 
 
 def is_remote(path: str) -> bool:
@@ -62,14 +65,14 @@ def read_bytes(path: str) -> bytes:
 
     Raises:
         FileNotFoundError: when there is none.
+        PermissionError: when it may not be read.
+        OSError: when it cannot be reached.
     """
     if not is_remote(path):
         return Path(path).read_bytes()
     bucket, key = _split(path)
-    try:
+    with _as_os_errors(path):
         body: bytes = _client().get_object(Bucket=bucket, Key=key)["Body"].read()
-    except ClientError as error:
-        raise _translated(error, path) from error
     return body
 
 
@@ -77,7 +80,8 @@ def write_bytes(path: str, data: bytes) -> None:
     """Write one whole file; a reader sees the old content or the new, never a part."""
     if is_remote(path):
         bucket, key = _split(path)
-        _client().put_object(Bucket=bucket, Key=key, Body=data)
+        with _as_os_errors(path):
+            _client().put_object(Bucket=bucket, Key=key, Body=data)
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -106,11 +110,9 @@ def read_versioned(path: str) -> tuple[bytes, str]:
         data = Path(path).read_bytes()
         return data, hashlib.sha256(data).hexdigest()
     bucket, key = _split(path)
-    try:
+    with _as_os_errors(path):
         answer = _client().get_object(Bucket=bucket, Key=key)
         return answer["Body"].read(), str(answer["ETag"])
-    except ClientError as error:
-        raise _translated(error, path) from error
 
 
 def write_if_unchanged(path: str, data: bytes, version: str | None) -> None:
@@ -140,15 +142,17 @@ def write_if_unchanged(path: str, data: bytes, version: str | None) -> None:
 def _put_if_unchanged(path: str, data: bytes, version: str | None) -> None:
     bucket, key = _split(path)
     condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
-    try:
-        _client().put_object(Bucket=bucket, Key=key, Body=data, **condition)
-    except ClientError as error:
-        code = error.response["Error"]["Code"]
-        # A deleted object answers a condition on its content with NoSuchKey.
-        if code in {"PreconditionFailed", "ConditionalRequestConflict", "412", "409", *_MISSING}:
+    with _as_os_errors(path):
+        try:
+            _client().put_object(Bucket=bucket, Key=key, Body=data, **condition)
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            # A deleted object answers a condition on its content with NoSuchKey.
+            changed = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409", *_MISSING}
+            if code not in changed:
+                raise
             text = f"{path} was changed by someone else; look at it and try again."
             raise ChangedMeanwhile(text) from error
-        raise _translated(error, path) from error
 
 
 def exists(path: str) -> bool:
@@ -157,10 +161,9 @@ def exists(path: str) -> bool:
         return Path(path).exists()
     bucket, key = _split(path)
     try:
-        _client().head_object(Bucket=bucket, Key=key)
-    except ClientError as error:
-        if error.response["Error"]["Code"] not in _MISSING:
-            raise _translated(error, path) from error
+        with _as_os_errors(path):
+            _client().head_object(Bucket=bucket, Key=key)
+    except FileNotFoundError:
         return next(iter(_walk(path)), None) is not None
     return True
 
@@ -190,7 +193,8 @@ def fingerprints(paths: Sequence[str]) -> list[str]:
     """A text per file that changes when the file does, without reading it.
 
     Local files: size and time of change; objects in a bucket: their entity tag. A file that does
-    not exist has the fingerprint "missing".
+    not exist has the fingerprint "missing", one that may not be looked at "denied", and a local one
+    that gives another error "unreadable".
     """
     with ThreadPoolExecutor(max_workers=16) as pool:
         return list(pool.map(_fingerprint, paths))
@@ -200,14 +204,17 @@ def _fingerprint(path: str) -> str:
     try:
         if is_remote(path):
             bucket, key = _split(path)
-            return str(_client().head_object(Bucket=bucket, Key=key)["ETag"])
+            with _as_os_errors(path):
+                return str(_client().head_object(Bucket=bucket, Key=key)["ETag"])
         status = Path(path).stat()
     except FileNotFoundError:
         return "missing"
-    except ClientError as error:
-        if error.response["Error"]["Code"] in _MISSING:
-            return "missing"
-        raise _translated(error, path) from error
+    except PermissionError:
+        return "denied"
+    except OSError:
+        if is_remote(path):  # nothing else would be reached either
+            raise
+        return "unreadable"
     return f"{status.st_size}:{status.st_mtime_ns}"
 
 
@@ -223,7 +230,8 @@ def remove(path: str) -> None:
     below = [full for full, _ in _walk(path)]
     for full in [*below, path] if _split(path)[1] else below:
         bucket, key = _split(full)
-        _client().delete_object(Bucket=bucket, Key=key)
+        with _as_os_errors(full):
+            _client().delete_object(Bucket=bucket, Key=key)
 
 
 def copy_folder(source: str, target: str) -> None:
@@ -238,13 +246,11 @@ def _walk(path: str) -> Iterator[tuple[str, str]]:
     if is_remote(path):
         bucket, prefix = _split(path)
         prefix = f"{prefix.rstrip('/')}/" if prefix else ""
-        pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        try:
-            for page in pages:
+        with _as_os_errors(path):
+            listing = _client().get_paginator("list_objects_v2")
+            for page in listing.paginate(Bucket=bucket, Prefix=prefix):
                 for item in page.get("Contents", []):
                     yield f"{_S3}{bucket}/{item['Key']}", item["Key"][len(prefix) :]
-        except ClientError as error:
-            raise _translated(error, path) from error
         return
     root = Path(path)
     if not root.is_dir():
@@ -262,7 +268,9 @@ def _split(path: str) -> tuple[str, str]:
 
 def _client() -> Any:
     # boto3 clients are not to be shared over a fork; one a process and endpoint is enough.
-    return _cached_client(os.getpid(), os.environ.get("AWS_ENDPOINT_URL"))
+    # Clients are for many threads, but boto3's session, which makes them, is for one.
+    with _CREATION:
+        return _cached_client(os.getpid(), os.environ.get("AWS_ENDPOINT_URL"))
 
 
 @functools.lru_cache(maxsize=4)
@@ -270,10 +278,18 @@ def _cached_client(process: int, endpoint: str | None) -> Any:
     return boto3.client("s3", endpoint_url=endpoint)
 
 
-def _translated(error: ClientError, path: str) -> Exception:
-    code = error.response["Error"]["Code"]
-    if code in _MISSING:
-        return FileNotFoundError(f"{path} does not exist.")
-    if code in {"403", "AccessDenied"}:
-        return PermissionError(f"{path}: access denied; check the AWS credentials and the bucket.")
-    return OSError(f"{path}: {error}")
+@contextlib.contextmanager
+def _as_os_errors(path: str) -> Iterator[None]:
+    """Turn what S3 and the way to it answer into the errors that a local file gives."""
+    try:
+        yield
+    except ClientError as error:
+        code = error.response["Error"]["Code"]
+        if code in _MISSING:
+            raise FileNotFoundError(f"{path} does not exist.") from error
+        if code in {"403", "AccessDenied"}:
+            text = f"{path}: access denied; check the AWS credentials and the bucket."
+            raise PermissionError(text) from error
+        raise OSError(f"{path}: {error}") from error
+    except BotoCoreError as error:  # no connection, no credentials
+        raise OSError(f"{path}: {error}") from error

@@ -1,18 +1,28 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import boto3
 import numpy as np
+import pandas as pd
 import pytest
 import tiny_training as tiny
 from ray_cluster import end_tree
 
 from cardioray import storage
 from cardioray.data import cluster
-from cardioray.data.pipeline import PrepareConfig, prepare, read_rows, take_rows
+from cardioray.data.pipeline import (
+    PrepareConfig,
+    _PartPlan,
+    _WritePart,
+    prepare,
+    read_rows,
+    take_rows,
+)
 from cardioray.data.shards import ROWS_PER_PART, ShardSet
 from cardioray.phantoms.angiogram import PRESETS, write_angiograms
 from cardioray.training.settings import RunConfig
@@ -62,7 +72,7 @@ def test_parts_of_the_replaced_shards_stay_and_older_ones_go(
         return prepare(task, TASK.read_manifest(str(pictures), None), str(out))
 
     def parts() -> set[str]:
-        return {f"data/{file.name}" for file in (out / "data").glob("*.parquet")}
+        return {f"data/{file.name}" for file in (out / "data").glob("part-*.parquet")}
 
     first, second = of_size(32), of_size(16)
     assert parts() == {*first.index.parts, *second.index.parts}
@@ -77,7 +87,10 @@ def test_parts_of_the_replaced_shards_stay_and_older_ones_go(
     # Turning back to the replaced settings decodes nothing again.
     before = times(out / "data")
     assert of_size(16).index == second.index
-    assert times(out / "data") == before
+    after = times(out / "data")
+    assert {f: t for f, t in after.items() if "samples-" not in f} == {
+        f: t for f, t in before.items() if "samples-" not in f
+    }
 
 
 def test_bad_files_go_to_quarantine_up_to_a_limit(ray_local: None, tmp_path: Path) -> None:
@@ -92,6 +105,13 @@ def test_bad_files_go_to_quarantine_up_to_a_limit(ray_local: None, tmp_path: Pat
     assert "p04_0.png" in str(e.value)
     with pytest.raises(ValueError, match="holds no finished shards"):
         ShardSet.open(str(out))
+    # A path that gives an error of the system costs itself, too.
+    (pictures / "p05_0.png").unlink()
+    (pictures / "p05_0.png").mkdir()
+    with pytest.raises(ValueError, match=r"3 of 64 sources(.|\n)*p05_0\.png: .*Is a directory"):
+        prepared(pictures, out)
+    (pictures / "p05_0.png").rmdir()
+    (pictures / "p05_0.png").write_bytes((pictures / "p05_1.png").read_bytes())
 
     tolerant = prepared(pictures, out, PrepareConfig(sources_per_part=16, max_bad=0.05))
     lines = (out / "quarantine.csv").read_text().splitlines()
@@ -99,6 +119,62 @@ def test_bad_files_go_to_quarantine_up_to_a_limit(ray_local: None, tmp_path: Pat
     assert [("p03_1.png" in line or "p04_0.png" in line) for line in lines[1:]] == [True, True]
     assert tolerant.index.num_bad == 2
     assert tolerant.index.num_samples == tiny.PATIENTS * tiny.FRAMES - 2
+    with pytest.raises(ValueError, match="2 of 64 sources cannot be read, more than max_bad = 1"):
+        prepared(pictures, out)
+    assert ShardSet.open(str(out)).index == tolerant.index
+
+
+def test_shards_stay_valid_until_others_replace_them(ray_local: None, tmp_path: Path) -> None:
+    pictures, out = tiny.write_pictures(tmp_path / "pictures"), tmp_path / "shards"
+    whole = prepared(pictures, out)
+    good = (pictures / "p03_1.png").read_bytes()
+    (pictures / "p03_1.png").write_text("this is no picture")
+    with pytest.raises(ValueError, match="1 of 64 sources cannot be read"):
+        prepared(pictures, out)
+    still = ShardSet.open(str(out))
+    assert still.index == whole.index
+    rows = still.samples["row"].to_numpy()
+    assert len(take_rows(still, rows, TASK.columns)["image"]) == 64
+    (pictures / "p03_1.png").write_bytes(good)
+    again = prepared(pictures, out)
+    assert again.index.dataset_hash == whole.index.dataset_hash
+
+
+def test_a_part_that_does_not_fit_lies_in_several_files(ray_local: None, tmp_path: Path) -> None:
+    pictures = tiny.write_pictures(tmp_path / "pictures")
+    whole = prepared(pictures, tmp_path / "whole")
+    bytes_of_one = whole.index.array_bytes // whole.index.num_samples
+    few = PrepareConfig(sources_per_part=16, part_mb=5 * bytes_of_one / 1e6)
+    cut = prepared(pictures, tmp_path / "cut", few)
+    assert len(whole.index.parts) == 4
+    assert len(cut.index.parts) == 16  # 5 + 5 + 5 + 1 samples of each part
+    assert cut.index.dataset_hash == whole.index.dataset_hash
+    pd.testing.assert_frame_equal(cut.samples, whole.samples)
+    rows = whole.samples["row"].to_numpy()
+    for wanted in (rows, rows[[4, 5, 15, 16, 40, 63]]):
+        images = [take_rows(shards, wanted, TASK.columns)["image"] for shards in (cut, whole)]
+        np.testing.assert_array_equal(*images)
+
+
+def test_what_could_not_be_fetched_is_tried_again(tmp_path: Path) -> None:
+    pictures = tiny.write_pictures(tmp_path / "pictures", patients=2)
+    good, damaged = pictures / "p00_0.png", pictures / "p00_1.png"
+    data = good.read_bytes()
+    good.unlink()
+    damaged.write_bytes(b"")
+    plan = _PartPlan(0, "data/part-00000-x", [0, 1], [str(good), str(damaged)], [None, None])
+    write = _WritePart(TASK, str(tmp_path / "out"), 10**6)
+
+    def result() -> dict[str, Any]:
+        return dict(json.loads(write({"plan": json.dumps(vars(plan))})["result"]))
+
+    assert len(result()["bad"]) == 2
+    assert result()["files"] == []
+    good.write_bytes(data)
+    [(source, reason)] = result()["bad"]
+    assert (source, "empty" in reason) == (str(damaged), True)
+    damaged.write_bytes(data)  # prepare would notice; the part alone trusts what it decoded
+    assert len(result()["bad"]) == 1
 
 
 DRIVER = """
@@ -188,7 +264,11 @@ def test_one_machine_needs_no_shared_storage(ray_local: None) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "text"),
-    [({"sources_per_part": 0}, "at least 1"), ({"max_bad": 2.0}, "between 0 and 1")],
+    [
+        ({"sources_per_part": 0}, "at least 1"),
+        ({"max_bad": 2.0}, "between 0 and 1"),
+        ({"part_mb": 0}, "above 0"),
+    ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, float], text: str) -> None:
     with pytest.raises(ValueError, match=text):

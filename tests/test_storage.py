@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import boto3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,6 +38,73 @@ def test_bytes_come_back_as_they_were_written(root: str) -> None:
 def test_missing_file_is_a_file_not_found_error(root: str) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing\.json"):
         storage.read_bytes(storage.join(root, "nothing.json"))
+
+
+def test_a_bucket_out_of_reach_is_an_os_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the port of "discard"
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    for call in (storage.read_bytes, storage.exists, storage.list_files, storage.remove):
+        with pytest.raises(OSError, match=r"s3://bucket/key.*127\.0\.0\.1:9"):
+            call("s3://bucket/key")
+    with pytest.raises(OSError, match="Could not connect"):
+        storage.write_bytes("s3://bucket/key", b"")
+
+
+class Forbidding(BaseHTTPRequestHandler):
+    """An S3 server that lets nobody in."""
+
+    def do_GET(self) -> None:
+        self.send_response(403)
+        self.end_headers()
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_file_that_may_not_be_read(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Forbidding) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        assert storage.fingerprints([f"{s3}/key"]) == ["denied"]
+        for call in (storage.exists, storage.read_bytes):
+            with pytest.raises(PermissionError, match="check the AWS credentials"):
+                call(f"{s3}/key")
+        server.shutdown()
+
+
+def test_a_link_that_leads_nowhere_has_a_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    paths = [str(tmp_path / name) for name in ("loop", "dangling")]
+    assert storage.fingerprints(paths) == ["unreadable", "missing"]
+
+
+def test_the_first_client_is_made_by_one_thread_at_a_time(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write_bytes(f"{s3}/key", b"x")
+    storage._cached_client.cache_clear()
+    made = boto3.client
+    under_way, most = 0, 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        time.sleep(0.05)
+        client = made(*args, **kwargs)
+        under_way -= 1
+        return client
+
+    monkeypatch.setattr(boto3, "client", counted)
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(storage.read_bytes, [f"{s3}/key"] * 8)) == {b"x"}
+    assert most == 1
 
 
 def test_exists_knows_files_and_folders_but_not_beginnings_of_names(root: str) -> None:

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cardioray import storage
-from cardioray.data.frames import ALL_FRAMES, FrameSelection, UInt8Image, UnreadableImage
+from cardioray.data.frames import ALL_FRAMES, READ_ERRORS, FrameSelection, UInt8Image
 from cardioray.data.image import describe_pixels, read_frames
 from cardioray.data.layouts import SPLITS, shown
 from cardioray.data.manifest import Manifest, check_studies
@@ -217,7 +217,12 @@ def _read_all(
 ) -> list[_Findings]:
     if not read_pixels:
         states = storage.fingerprints(manifest.paths)
-        return [_Findings(reason="does not exist" if s == "missing" else "") for s in states]
+        reasons = {
+            "missing": "does not exist",
+            "denied": "access denied",
+            "unreadable": "unreadable",
+        }
+        return [_Findings(reason=reasons.get(state, "")) for state in states]
     wanted = [FrameSelection.parse(text) if text else frames for text in manifest.table["frame"]]
     findings = []
     with ThreadPoolExecutor(max_workers=2 * (os.cpu_count() or 1)) as pool:
@@ -234,7 +239,7 @@ def _read_one(path: str, frames: FrameSelection) -> _Findings:
         pixel_type, images = describe_pixels(data), read_frames(data, frames=frames)
     except FileNotFoundError:
         return _Findings(reason="does not exist")
-    except (UnreadableImage, OSError) as error:
+    except READ_ERRORS as error:
         return _Findings(reason=str(error))
     filled = [image for image in images if image.min() < image.max()]
     return _Findings(

@@ -45,6 +45,11 @@ class UnreadableImage(ValueError):  # noqa: N818 (says what the file is)
     """A file that cannot be read as a picture; the message says why and what is accepted."""
 
 
+# What fetching and decoding one file may raise for the file's sake. It costs that file, which goes
+# into quarantine, and not the run.
+READ_ERRORS = (UnreadableImage, OSError)
+
+
 def sniff(data: bytes) -> str:
     """Tell the kind of a file from its first bytes: "png", "jpeg", "bmp", "tiff" or "dicom".
 

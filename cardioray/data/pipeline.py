@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -19,20 +17,19 @@ from numpy.typing import NDArray
 
 from cardioray import config, storage
 from cardioray.data import cluster
-from cardioray.data.image import UnreadableImage
+from cardioray.data.frames import READ_ERRORS, UnreadableImage
 from cardioray.data.manifest import Manifest
 from cardioray.data.shards import (
     FORMAT_VERSION,
-    INDEX,
     QUARANTINE,
     ROWS_PER_PART,
-    SAMPLES,
     ShardIndex,
     ShardSet,
     decode_part,
     encode_part,
     read_index,
     write_index,
+    write_quarantine,
     write_table,
 )
 
@@ -45,7 +42,6 @@ log = logging.getLogger(__name__)
 # training workers of a small machine.
 READ_CPUS = 0.1
 PARTS = "data"
-REPLACED = "replaced.json"
 
 
 class Decoder(Protocol):
@@ -67,13 +63,16 @@ class PrepareConfig:
     """How shards are written.
 
     Attributes:
-        sources_per_part: source files decoded into one part file; bounds a task's memory.
+        sources_per_part: source files decoded by one task.
+        part_mb: decoded MB that a task holds before it writes them to a file; with the copies that
+            writing takes, a task needs about four times as much. Files are read whole, too.
         max_bad: largest share of unreadable sources a run accepts.
         shared_storage: every node of the cluster sees the output folder.
         seed: order of the sources, so that a part is a fair sample of the whole.
     """
 
     sources_per_part: int = 256
+    part_mb: float = 256.0
     max_bad: float = 0.01
     shared_storage: bool = False
     seed: int = 0
@@ -81,6 +80,8 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if self.sources_per_part < 1:
             raise ValueError("sources_per_part must be at least 1.")
+        if self.part_mb <= 0:
+            raise ValueError("part_mb must be above 0.")
         if not 0 <= self.max_bad <= 1:
             raise ValueError("max_bad is a share between 0 and 1.")
 
@@ -94,13 +95,14 @@ def prepare(
 ) -> ShardSet:
     """Decode, crop and resize every source of a manifest once, into shards.
 
-    With the same sources and settings a second call does nothing. A part file is written whole
-    or not at all and named by a hash of what went into it, so a killed call goes on where it was;
-    shards.json is written last, so nothing half-written is ever trusted.
+    With the same sources and settings a second call does nothing. Files are written whole or not
+    at all and named by a hash of what went into them, so a killed call goes on where it was;
+    shards.json is written last, so nothing half-written is ever trusted. A source that could not be
+    fetched (as one that is damaged would be) is in quarantine; a call that goes on tries it again.
 
-    A folder is written by one call at a time, but a training may still read what an earlier call
-    with other settings wrote. So the parts of the shard set that this call replaces stay, until
-    the next replacement; all older ones are removed once the new shards.json is there.
+    A folder is written by one call at a time, but what an earlier call with other settings wrote
+    stays valid until the new shards.json takes its place. As a training may still read it then, its
+    files stay until the next replacement; all older ones are removed.
 
     Args:
         task: decodes the files.
@@ -128,23 +130,22 @@ def prepare(
         "parts": [settings.sources_per_part, settings.seed],
     }
     request_hash = config.digest(request)
-    index = read_index(out)
-    if index is not None and index.request_hash == request_hash:
-        log.info("%s is up to date: %d samples.", out, index.num_samples)
+    replaced = read_index(out)
+    if replaced is not None and replaced.request_hash == request_hash:
+        _refuse_too_many(replaced.num_bad, len(manifest), settings.max_bad, out)
+        log.info("%s is up to date: %d samples.", out, replaced.num_samples)
         return ShardSet.open(out)
-    if index is not None:
-        _remember_replaced(out, index)
-        storage.remove(storage.join(out, INDEX))
     plans = _plan_parts(manifest, request_hash, settings)
-    results = _run_parts(task, plans, out, len(manifest), on_progress)
+    writer = _WritePart(task, out, int(settings.part_mb * 1e6))
+    results = _run_parts(writer, plans, len(manifest), on_progress)
     bad = [row for result in results for row in result.bad]
-    _write_quarantine(out, bad)
-    _refuse_too_many(bad, len(manifest), settings.max_bad, out)
+    write_quarantine(storage.join(out, QUARANTINE), bad)
+    _refuse_too_many(len(bad), len(manifest), settings.max_bad, out, bad)
     samples = _assemble(manifest, results)
-    write_table(storage.join(out, SAMPLES), samples)
     index = _index(task, manifest, request_hash, results, samples)
+    write_table(storage.join(out, index.samples), samples)
     write_index(out, index)
-    _remove_old_parts(out, index)
+    _remove_others(out, [request_hash, *([replaced.request_hash] if replaced else [])])
     return ShardSet.open(out)
 
 
@@ -162,11 +163,10 @@ def read_rows(shards: ShardSet, rows: NDArray[np.int64], columns: Sequence[str])
     wanted = np.asarray(rows, dtype=np.int64)
     assert len(wanted) > 0
     assert (np.diff(wanted) > 0).all()
-    files = shards.files_of(wanted)
-    parts = np.unique(wanted // ROWS_PER_PART)
+    files, numbers = shards.files_of(wanted), shards.file_numbers(wanted)
     items = [
-        {"file": file, "rows": wanted[wanted // ROWS_PER_PART == part]}
-        for file, part in zip(files, parts, strict=True)
+        {"file": file, "rows": wanted[numbers == number]}
+        for file, number in zip(files, np.unique(numbers), strict=True)
     ]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     return dataset.map_batches(
@@ -213,29 +213,34 @@ class _ReadPart:
 
 @dataclass(frozen=True)
 class _PartPlan:
-    """Which sources become one part file."""
+    """Which sources become one part, and the beginning of the names of its files."""
 
     number: int
-    file: str
+    name: str
     positions: list[int]
     paths: list[str]
     frames: list[str | None]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _PartResult:
-    """What became of them; `position` is the manifest row, `order` the place in the part."""
+    """What became of them: its files and the first row of each, and lists with a place a sample.
+
+    `position` is the row of the manifest. `fetched` is False where a source could not be fetched.
+    """
 
     number: int
-    file: str
-    position: list[int]
-    frame: list[str]
-    height: list[int]
-    width: list[int]
-    array_sha256: list[str]
-    shapes: dict[str, list[list[int]]]
-    array_bytes: int
-    bad: list[tuple[str, str]]
+    files: list[str] = field(default_factory=list)
+    first_rows: list[int] = field(default_factory=list)
+    position: list[int] = field(default_factory=list)
+    frame: list[str] = field(default_factory=list)
+    height: list[int] = field(default_factory=list)
+    width: list[int] = field(default_factory=list)
+    array_sha256: list[str] = field(default_factory=list)
+    shapes: dict[str, list[list[int]]] = field(default_factory=dict)
+    array_bytes: int = 0
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    fetched: bool = True
 
 
 def _plan_parts(manifest: Manifest, request_hash: str, settings: PrepareConfig) -> list[_PartPlan]:
@@ -249,7 +254,7 @@ def _plan_parts(manifest: Manifest, request_hash: str, settings: PrepareConfig) 
         plans.append(
             _PartPlan(
                 number=number,
-                file=f"{PARTS}/part-{number:05d}-{request_hash}.parquet",
+                name=f"{PARTS}/part-{number:05d}-{request_hash}",
                 positions=positions,
                 paths=[paths[i] for i in positions],
                 frames=[frames[i] for i in positions],
@@ -259,16 +264,13 @@ def _plan_parts(manifest: Manifest, request_hash: str, settings: PrepareConfig) 
 
 
 def _run_parts(
-    task: Decoder,
+    writer: _WritePart,
     plans: list[_PartPlan],
-    out: str,
     total: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> list[_PartResult]:
     items = [{"plan": json.dumps(vars(plan))} for plan in plans]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        _WritePart(task, out), num_cpus=1
-    )
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(writer, num_cpus=1)
     results = []
     done = 0
     for row in dataset.iter_rows():
@@ -282,62 +284,77 @@ def _run_parts(
 
 @dataclass(frozen=True)
 class _WritePart:
-    """Decodes the sources of one part and writes it, unless a finished one is there."""
+    """Decodes the sources of one part and writes its files, unless finished ones are there."""
 
     task: Decoder
     out: str
+    max_bytes: int
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
         plan = _PartPlan(**json.loads(row["plan"]))
-        # The result stands beside the part and is written after it: both or nothing counts.
-        record = storage.join(self.out, plan.file.replace(".parquet", ".json"))
+        # The result stands beside the files and is written after them: all or nothing counts.
+        record = storage.join(self.out, f"{plan.name}.json")
         if storage.exists(record):
-            return {"result": storage.read_bytes(record).decode()}
-        result, data = self._decode(plan)
-        storage.write_bytes(storage.join(self.out, plan.file), data)
-        text = json.dumps(vars(result))
+            text = storage.read_bytes(record).decode()
+            if json.loads(text)["fetched"]:
+                return {"result": text}
+        text = json.dumps(vars(self._write(plan)))
         storage.write_bytes(record, text.encode())
         return {"result": text}
 
-    def _decode(self, plan: _PartPlan) -> tuple[_PartResult, bytes]:
-        arrays: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in self.task.columns}
-        result = _PartResult(
-            number=plan.number,
-            file=plan.file,
-            position=[],
-            frame=[],
-            height=[],
-            width=[],
-            array_sha256=[],
-            shapes={name: [] for name in self.task.columns},
-            array_bytes=0,
-            bad=[],
-        )
+    def _write(self, plan: _PartPlan) -> _PartResult:
+        result = _PartResult(plan.number, shapes={name: [] for name in self.task.columns})
+        waiting: list[Any] = []
+        size = 0
         for position, path, frames in zip(plan.positions, plan.paths, plan.frames, strict=True):
             try:
                 samples = self.task.decode(storage.read_bytes(path), frames)
-            except (UnreadableImage, FileNotFoundError) as error:
+            except READ_ERRORS as error:
                 result.bad.append((path, str(error)))
+                result.fetched &= isinstance(error, UnreadableImage)
                 continue
             for sample in samples:
-                digest = hashlib.sha256()
-                for name in self.task.columns:
-                    array = sample.arrays[name]
-                    arrays[name].append(array)
-                    result.shapes[name].append(list(array.shape))
-                    digest.update(array.tobytes())
-                result.position.append(position)
-                result.frame.append(sample.frame)
-                result.height.append(sample.source_shape[0])
-                result.width.append(sample.source_shape[1])
-                result.array_sha256.append(digest.hexdigest())
+                # What is drawn on has the size of the source, and is not stored.
+                waiting.append({name: sample.arrays[name] for name in self.task.columns})
+                size += self._note(result, position, sample)
+                if size >= self.max_bytes:
+                    self._flush(plan, result, waiting)
+                    size = 0
+        if waiting:
+            self._flush(plan, result, waiting)
+        return result
+
+    def _note(self, result: _PartResult, position: int, sample: Any) -> int:
+        """Write down what a sample is; the bytes of its arrays."""
+        digest, size = hashlib.sha256(), 0
+        for name in self.task.columns:
+            array = sample.arrays[name]
+            result.shapes[name].append(list(array.shape))
+            digest.update(array.tobytes())
+            size += array.nbytes
+        result.position.append(position)
+        result.frame.append(sample.frame)
+        result.height.append(sample.source_shape[0])
+        result.width.append(sample.source_shape[1])
+        result.array_sha256.append(digest.hexdigest())
+        result.array_bytes += size
+        return size
+
+    def _flush(
+        self, plan: _PartPlan, result: _PartResult, waiting: list[dict[str, NDArray[np.uint8]]]
+    ) -> None:
+        """Write the samples that wait into a file of their own, and let go of them."""
         count = len(result.position)
         if count > ROWS_PER_PART:
             raise ValueError(f"{count} samples in one part; lower sources_per_part.")
-        rows = plan.number * ROWS_PER_PART + np.arange(count, dtype=np.int64)
-        size = sum(array.nbytes for values in arrays.values() for array in values)
-        counted = {**vars(result), "array_bytes": size}
-        return _PartResult(**counted), encode_part(dict(arrays), rows)
+        first = plan.number * ROWS_PER_PART + count - len(waiting)
+        suffix = f"-{len(result.files)}" if result.files else ""
+        result.files.append(f"{plan.name}{suffix}.parquet")
+        result.first_rows.append(first)
+        arrays = {name: [sample[name] for sample in waiting] for name in self.task.columns}
+        rows = first + np.arange(len(waiting), dtype=np.int64)
+        storage.write_bytes(storage.join(self.out, result.files[-1]), encode_part(arrays, rows))
+        waiting.clear()
 
 
 def _assemble(manifest: Manifest, results: list[_PartResult]) -> pd.DataFrame:
@@ -359,43 +376,28 @@ def _assemble(manifest: Manifest, results: list[_PartResult]) -> pd.DataFrame:
     return table
 
 
-def _remember_replaced(out: str, index: ShardIndex) -> None:
-    """Note the parts of the shard set that is about to be replaced."""
-    text = json.dumps({"parts": index.parts}, indent=2)
-    storage.write_bytes(storage.join(out, REPLACED), text.encode())
-
-
-def _remove_old_parts(out: str, index: ShardIndex) -> None:
-    """Remove part files and their records, but those of the index and of the one it replaced."""
-    keep = set(index.parts)
-    replaced = storage.join(out, REPLACED)
-    if storage.exists(replaced):
-        keep |= set(json.loads(storage.read_bytes(replaced))["parts"])
-    kept = {part.removesuffix(".parquet") for part in keep}
+def _remove_others(out: str, kept: Sequence[str]) -> None:
+    """Remove the files of all requests but some."""
     for file in storage.list_files(storage.join(out, PARTS)):
-        name, _, ending = file.rsplit("/", 1)[-1].rpartition(".")
-        if ending in ("parquet", "json") and f"{PARTS}/{name}" not in kept:
+        if not any(request_hash in file.rsplit("/", 1)[-1] for request_hash in kept):
             storage.remove(file)
 
 
-def _write_quarantine(out: str, bad: list[tuple[str, str]]) -> None:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["source", "reason"])
-    writer.writerows(bad)
-    storage.write_bytes(storage.join(out, QUARANTINE), buffer.getvalue().encode())
-
-
-def _refuse_too_many(bad: list[tuple[str, str]], total: int, max_bad: float, out: str) -> None:
-    if len(bad) <= max_bad * total and len(bad) < total:
+def _refuse_too_many(
+    num_bad: int, total: int, max_bad: float, out: str, bad: Sequence[tuple[str, str]] = ()
+) -> None:
+    """Raise when more sources are bad than may be, or all; shows the first of those in `bad`."""
+    if num_bad <= max_bad * total and num_bad < total:
         return
-    shown = "\n".join(f"  {source}: {reason}" for source, reason in bad[:20])
-    more = f"\n  ... and {len(bad) - 20} more" if len(bad) > 20 else ""
-    raise ValueError(
-        f"{len(bad)} of {total} sources cannot be read, more than max_bad = {max_bad:.1%}:\n"
-        f"{shown}{more}\nThe whole list is {storage.join(out, QUARANTINE)}. Mend or remove these "
-        "files, or raise --max-bad."
+    lines = [f"{num_bad} of {total} sources cannot be read, more than max_bad = {max_bad:.1%}:"]
+    lines += [f"  {source}: {reason}" for source, reason in bad[:20]]
+    if len(bad) > 20:
+        lines.append(f"  ... and {len(bad) - 20} more")
+    lines.append(
+        f"The whole list is {storage.join(out, QUARANTINE)}. Mend or remove these files, or raise "
+        "--max-bad."
     )
+    raise ValueError("\n".join(lines))
 
 
 def _index(
@@ -417,12 +419,14 @@ def _index(
         dataset_hash=hashlib.sha256(identity.to_csv(index=False).encode()).hexdigest()[:16],
         decode_settings=config.to_dict(task.decode_settings()),
         columns=columns,
-        parts=[result.file for result in results],
+        parts=[file for result in results for file in result.files],
         num_samples=len(samples),
         num_bad=sum(len(result.bad) for result in results),
         array_bytes=sum(result.array_bytes for result in results),
         patients_known=manifest.patients_known,
         warnings=list(manifest.warnings),
+        samples=f"{PARTS}/samples-{request_hash}.parquet",
+        first_rows=[row for result in results for row in result.first_rows],
     )
 
 

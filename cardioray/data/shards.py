@@ -2,20 +2,22 @@
 
 A shard set is a folder or prefix:
 
-    shards.json        written last; without it nothing below is trusted
-    samples.parquet    one row a sample: ids, source, split, targets, covariates, and `row`
+    shards.json        written last; names the files that belong to it, and no other is trusted
+    data/samples-*.parquet  one row a sample: ids, source, split, targets, covariates, and `row`
     data/part-*.parquet  the arrays: `row` and one tensor column an array
-    quarantine.csv     source, reason
+    quarantine.csv     source and reason of what the last `prepare` could not read
 
-`row` is `part * ROWS_PER_PART + position`, so that a sample's part is known from its number.
+`row` is `part * ROWS_PER_PART + position`, so that a sample's file is known from its number. A part
+whose arrays would not fit in memory at once lies in several files, one after another.
 """
 
 from __future__ import annotations
 
+import csv
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -44,7 +46,9 @@ class ShardIndex:
         dataset_hash: over the decoded arrays and the samples' ids.
         decode_settings: the settings themselves, in their written form.
         columns: array columns and the shape of one sample; null where it varies.
-        parts: files below the folder, in order.
+        parts: files of arrays below the folder, in the order of their rows.
+        samples: file of the table of samples below the folder.
+        first_rows: first row of each file; empty where each is a part of its own.
         num_samples: rows in all.
         num_bad: sources in quarantine.
         array_bytes: size of all arrays in memory.
@@ -64,6 +68,8 @@ class ShardIndex:
     array_bytes: int
     patients_known: bool
     warnings: list[str]
+    samples: str = SAMPLES
+    first_rows: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -93,13 +99,19 @@ class ShardSet:
                 f"{path} holds no finished shards ({INDEX} is missing). Make them with: "
                 f"cardioray data prepare TASK DATA --out {path}"
             )
-        table = pd.read_parquet(io.BytesIO(storage.read_bytes(storage.join(path, SAMPLES))))
+        table = pd.read_parquet(io.BytesIO(storage.read_bytes(storage.join(path, index.samples))))
         return cls(path=path, index=index, samples=table)
 
     def files_of(self, rows: NDArray[np.int64]) -> list[str]:
         """The part files that hold these rows, in order, as full paths."""
-        parts = np.unique(rows // ROWS_PER_PART)
-        return [storage.join(self.path, self.index.parts[part]) for part in parts]
+        numbers = np.unique(self.file_numbers(rows))
+        return [storage.join(self.path, self.index.parts[number]) for number in numbers]
+
+    def file_numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """For each row the position of its file in `index.parts`."""
+        if not self.index.first_rows:
+            return rows // ROWS_PER_PART
+        return np.searchsorted(self.index.first_rows, rows, side="right") - 1
 
 
 def read_index(path: str) -> ShardIndex | None:
@@ -126,6 +138,15 @@ def write_index(path: str, index: ShardIndex) -> None:
     storage.write_bytes(storage.join(path, INDEX), text.encode())
 
 
+def write_quarantine(path: str, bad: Sequence[Sequence[str]]) -> None:
+    """Write the files that could not be read as CSV with the columns source and reason."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["source", "reason"])
+    writer.writerows(bad)
+    storage.write_bytes(path, buffer.getvalue().encode())
+
+
 def write_table(path: str, table: pd.DataFrame) -> None:
     """Write a table as one Parquet file."""
     buffer = io.BytesIO()
@@ -133,7 +154,9 @@ def write_table(path: str, table: pd.DataFrame) -> None:
     storage.write_bytes(path, buffer.getvalue())
 
 
-def encode_part(arrays: dict[str, Sequence[NDArray[np.uint8]]], rows: NDArray[np.int64]) -> bytes:
+def encode_part(
+    arrays: Mapping[str, Sequence[NDArray[np.uint8]]], rows: NDArray[np.int64]
+) -> bytes:
     """One part file: `row` and a tensor column an array, of one shape or ragged in the first axis.
 
     Each column holds the flattened bytes of a sample; its shape stands beside it, so that any

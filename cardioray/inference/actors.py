@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +16,7 @@ import torch
 
 from cardioray import storage
 from cardioray.bundle import open_bundle
-from cardioray.data.image import UnreadableImage
+from cardioray.data.frames import READ_ERRORS
 from cardioray.predictor import Predictor
 from cardioray.tasks.base import DecodedSample
 
@@ -81,7 +79,7 @@ class PredictorActor:
         try:
             data = storage.read_bytes(file.path)
             samples = self.predictor.task.decode(data, file.frames or None)
-        except (UnreadableImage, FileNotFoundError, PermissionError) as error:
+        except READ_ERRORS as error:
             return str(error)
         return [_without_pixels(sample) for sample in samples]
 
@@ -146,12 +144,3 @@ def run_on_actors(
     dataset.context.enable_progress_bars = False
     for row in dataset.iter_rows():
         yield str(row["result"])
-
-
-def write_quarantine(path: str, unread: Sequence[Sequence[str]]) -> None:
-    """Write the files that could not be read as CSV with the columns source and reason."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["source", "reason"])
-    writer.writerows(unread)
-    storage.write_bytes(path, buffer.getvalue().encode())

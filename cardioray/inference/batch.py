@@ -26,7 +26,7 @@ from cardioray.data import cluster
 from cardioray.data.frames import FrameSelection
 from cardioray.data.layouts import TABLE_SUFFIXES, as_text, find_table, read_table, shown
 from cardioray.data.manifest import resolve
-from cardioray.data.shards import write_table
+from cardioray.data.shards import write_quarantine, write_table
 from cardioray.inference.actors import (
     Loading,
     Precision,
@@ -34,7 +34,6 @@ from cardioray.inference.actors import (
     RuntimeName,
     SourceFile,
     run_on_actors,
-    write_quarantine,
 )
 from cardioray.predictor import MAX_BATCH, ModelOutputs, Predictor
 from cardioray.targets import Target

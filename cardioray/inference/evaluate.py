@@ -14,7 +14,7 @@ from rich.console import Console
 from cardioray import storage
 from cardioray.bundle import dump_json, open_bundle
 from cardioray.data import cluster
-from cardioray.data.shards import write_table
+from cardioray.data.shards import write_quarantine, write_table
 from cardioray.evaluation import plots
 from cardioray.evaluation.figures import Resampling
 from cardioray.evaluation.intervals import patient_bootstrap
@@ -28,7 +28,7 @@ from cardioray.evaluation.report import (
     print_evaluation,
     write_plots,
 )
-from cardioray.inference.actors import Loading, Precision, RuntimeName, write_quarantine
+from cardioray.inference.actors import Loading, Precision, RuntimeName
 from cardioray.inference.scoring import score_files
 from cardioray.predictor import Predictor
 from cardioray.targets import BinaryTarget, RegressionTarget
