@@ -20,7 +20,8 @@ from cardioray.evaluation.predictions import per_study, select_split
 from cardioray.phantoms.angiogram import PRESETS, write_angiograms
 from cardioray.training.outcome import read_outcome
 from cardioray.training.settings import RunConfig
-from cardioray.tuning.compare import divide, fit_cluster
+from cardioray.tuning.compare import fit_cluster
+from cardioray.tuning.division import divide
 from cardioray.tuning.settings import AshaConfig, CompareConfig, select_backbones
 from cardioray.tuning.trials import TrialContext, TrialResult, first_fold
 

@@ -14,7 +14,8 @@ from cardioray.bundle import open_bundle
 from cardioray.data.shards import ShardSet
 from cardioray.model_store import ranked_bundles
 from cardioray.training.settings import RunConfig
-from cardioray.tuning.compare import Comparison, compare, divide, fit_cluster
+from cardioray.tuning.compare import Comparison, compare, fit_cluster
+from cardioray.tuning.division import divide
 from cardioray.tuning.settings import AshaConfig, CompareConfig, SearchConfig, select_backbones
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 
 import ray
@@ -14,6 +15,8 @@ from cardioray import storage
 log = logging.getLogger(__name__)
 
 _PORT = "RAY_GCS_SERVER_PORT"
+# A resource that Ray gives to the head, and to no other node.
+_HEAD = "node:__internal_head__"
 
 
 def connect(num_cpus: int | None = None) -> None:
@@ -89,6 +92,34 @@ def hasten_training() -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 
+@dataclass(frozen=True)
+class Capacity:
+    """What the connected cluster offers to work.
+
+    Attributes:
+        cpus: of all nodes that are up.
+        gpus: of all nodes that are up.
+        grows: its head takes no work, so that nodes are started for what is asked; more may come
+            than is up, and nothing is up before the first task.
+    """
+
+    cpus: float
+    gpus: float
+    grows: bool
+
+
+def capacity() -> Capacity:
+    """What the connected cluster offers.
+
+    Ray has no call that says whether an autoscaler runs. A head without CPUs says it: without
+    nodes to come, such a cluster would do nothing.
+    """
+    total = ray.cluster_resources()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    grows = not any(node.get("CPU") for node in nodes if _HEAD in node)
+    return Capacity(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0), grows=grows)
+
+
 def num_nodes() -> int:
     """Nodes that are alive."""
     return sum(bool(node["Alive"]) for node in ray.nodes())
@@ -104,11 +135,15 @@ def require_shared(path: str, shared: bool) -> None:
     Raises:
         ValueError: when the nodes could not all see it.
     """
-    if not storage.is_remote(path) and not shared and num_nodes() > 1:
+    if storage.is_remote(path) or shared:
+        return
+    nodes, grows = num_nodes(), capacity().grows
+    if nodes > 1 or grows:
+        has = "starts nodes on demand" if grows else f"has {nodes} nodes"
         raise ValueError(
-            f"{path} is a folder of one machine, but this cluster has {num_nodes()} nodes: what "
-            "one of them writes the others would not see. Give an s3:// path, or pass "
-            "--shared-storage when every node mounts this folder."
+            f"{path} is a folder of one machine, but this cluster {has}: what one of them writes "
+            "the others would not see. Give an s3:// path, or pass --shared-storage when every "
+            "node mounts this folder."
         )
 
 

@@ -16,6 +16,7 @@ import torch
 
 from cardioray import storage
 from cardioray.bundle import open_bundle
+from cardioray.data import cluster
 from cardioray.data.frames import READ_ERRORS
 from cardioray.predictor import Predictor
 from cardioray.tasks.base import DecodedSample
@@ -95,12 +96,14 @@ class PoolSize:
     """What a pool takes of a cluster.
 
     Attributes:
-        actors: most actors at a time.
+        actors: actors that the nodes which are up hold.
+        grows: the cluster starts nodes for more actors.
         threads: of each actor.
         resources: what Ray sets aside for each.
     """
 
     actors: int
+    grows: bool
     threads: int
     resources: dict[str, float]
 
@@ -108,16 +111,17 @@ class PoolSize:
 def pool_size() -> PoolSize:
     """The pool that fits the connected cluster: one actor a GPU, else actors on all CPUs."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    grows = cluster.capacity().grows
     cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if gpus:
         threads = min(max(1, sum(cpus) // gpus), 2 * THREADS_PER_ACTOR)
-        return PoolSize(actors=gpus, threads=threads, resources={"num_gpus": 1})
-    threads = THREADS_PER_ACTOR if min(cpus, default=1) >= THREADS_PER_ACTOR else 1
+        return PoolSize(gpus, grows, threads, resources={"num_gpus": 1})
+    # Nodes that are started on demand are no small ones.
+    smallest = min(cpus, default=THREADS_PER_ACTOR if grows else 1)
+    threads = THREADS_PER_ACTOR if smallest >= THREADS_PER_ACTOR else 1
     actors = sum(count // threads for count in cpus)
-    return PoolSize(
-        actors=max(1, actors), threads=threads, resources={"num_cpus": CPU_SHARE * threads}
-    )
+    return PoolSize(max(1, actors), grows, threads, resources={"num_cpus": CPU_SHARE * threads})
 
 
 def run_on_actors(
@@ -133,11 +137,15 @@ def run_on_actors(
     """
     size = pool_size()
     items = [{"chunk": chunk} for chunk in chunks]
+    now = min(size.actors, len(items))
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         actor,
         fn_constructor_args=(loading, size.threads, *args),
         compute=ray.data.ActorPoolStrategy(
-            size=min(size.actors, len(items)), max_tasks_in_flight_per_actor=2
+            min_size=1 if size.grows else now,
+            initial_size=now,
+            max_size=len(items) if size.grows else now,
+            max_tasks_in_flight_per_actor=2,
         ),
         **size.resources,
     )

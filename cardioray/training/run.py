@@ -27,8 +27,9 @@ from cardioray.tasks.base import Task, encode_labels
 from cardioray.training.loop import SCORED_SPLITS, TrainPlan, train_worker
 from cardioray.training.outcome import CONFIG, Outcome, read_outcome
 from cardioray.training.progress import STARTING
+from cardioray.training.resources import worker_resources
 from cardioray.training.scratch import remove_abandoned
-from cardioray.training.settings import RunConfig, ScaleConfig
+from cardioray.training.settings import RunConfig
 
 log = logging.getLogger(__name__)
 
@@ -172,31 +173,6 @@ def make_plan(
         progress=progress,
         label=label,
     )
-
-
-def worker_resources(scale: ScaleConfig) -> dict[str, float]:
-    """CPUs and GPUs of one worker on the connected cluster.
-
-    Raises:
-        ValueError: when the cluster can never place the workers; Ray would wait for ever.
-    """
-    total = ray.cluster_resources()
-    gpus = scale.gpus_per_worker
-    if gpus == "auto":
-        gpus = 1.0 if total.get("GPU", 0) >= scale.workers else 0.0
-    cpus = scale.cpus_per_worker
-    if cpus == "auto":
-        # Ray Data reads beside the workers and needs a share of the CPUs it can never be denied.
-        cpus = min(1.0, 0.8 * total["CPU"] / scale.workers)
-    wanted = {"CPU": float(cpus), "GPU": float(gpus)}
-    for kind, amount in wanted.items():
-        if amount * scale.workers > total.get(kind, 0.0):
-            raise ValueError(
-                f"{scale.workers} workers with {amount:g} {kind} each do not fit this cluster, "
-                f"which has {total.get(kind, 0.0):g} {kind}; lower scale.workers or "
-                f"scale.{kind.lower()}s_per_worker."
-            )
-    return {kind: amount for kind, amount in wanted.items() if amount > 0}
 
 
 def _trainer(

@@ -187,7 +187,8 @@ class ScaleConfig:
 
     Attributes:
         workers: training processes; each is a DDP rank.
-        gpus_per_worker: GPUs of each, fractions allowed; "auto" is one where the cluster has any.
+        gpus_per_worker: GPUs of each, fractions allowed; "auto" is one where there is one for every
+            worker.
         cpus_per_worker: CPUs of each; "auto" leaves room for Ray Data on small machines.
         backend: process group; "auto" is nccl on GPUs and gloo elsewhere.
         spread: place workers on different nodes where possible.

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import ray
 import torch
 from ray.actor import ActorHandle
 
@@ -25,23 +24,23 @@ from cardioray import config, storage
 from cardioray.bundle import SUMS, Bundle, open_bundle
 from cardioray.data import cluster
 from cardioray.data.shards import ShardSet
-from cardioray.data.splits import SplitConfig, assign_folds, assign_splits
 from cardioray.evaluation import plots
 from cardioray.evaluation.leaderboard import Leaderboard, LeaderboardEntry, build_leaderboard
 from cardioray.evaluation.leaderboard_page import Picture
 from cardioray.models.cost import ModelCost, measure_cost
 from cardioray.models.runtime import use_bf16
 from cardioray.targets import BinaryTarget
-from cardioray.tasks.base import encode_labels
 from cardioray.training.outcome import LOG, read_outcome
 from cardioray.training.pictures import prediction_picture
 from cardioray.training.progress import Shown, shown_progress
+from cardioray.training.resources import cpus_per_worker, gpus_per_worker
 from cardioray.training.run import make_plan, train
 from cardioray.training.scoring import score_plan
 from cardioray.training.scratch import process_folder
 from cardioray.training.settings import RunConfig
 from cardioray.training.single import WEIGHTS, bundle_of_run
 from cardioray.training.state import read_best_weights
+from cardioray.tuning.division import divide
 from cardioray.tuning.settings import CompareConfig
 from cardioray.tuning.trials import TrialContext, TrialResult, first_fold, other_folds
 
@@ -49,37 +48,6 @@ RECORD = "compare.json"
 TRIALS = "trials"
 FINAL = "final"
 BUNDLES = "bundles"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Division:
-    """Who is in which split.
-
-    Attributes:
-        final: split of every sample for the final models.
-        folds: split of every sample in each fold; "" for the final models' test patients.
-        calibration: whether the final models have calibration patients of their own.
-    """
-
-    final: pd.Series[str]
-    folds: list[pd.Series[str]]
-    calibration: str
-
-
-def divide(run: RunConfig, shards: ShardSet, settings: CompareConfig) -> Division:
-    """Hold out the final test patients, and divide all others into folds."""
-    labels = encode_labels(run.task, shards.samples)[run.task.targets[0].name]
-    final = assign_splits(shards.samples, labels, run.task.split)
-    development = (final.split != "test").to_numpy()
-    table = shards.samples[development].drop(columns="split", errors="ignore")
-    folded = config.replace(run.task.split, [f"folds={settings.folds}", f"seed={settings.seed}"])
-    assert isinstance(folded, SplitConfig)
-    folds = []
-    for fold in assign_folds(table, labels[development], folded):
-        split = pd.Series("", index=shards.samples.index)
-        split[development] = fold.split.to_numpy()
-        folds.append(split)
-    return Division(final=final.split, folds=folds, calibration=final.calibration)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +88,11 @@ def compare(
         ValueError: for settings that cannot work, or a folder of another comparison.
         RuntimeError: when trials failed; the same call resumes.
     """
+    if settings.asha.enabled and run.train.checkpoint_every > 1:
+        raise ValueError(
+            "ASHA needs train.checkpoint_every=1, since a trial that it stops is scored from the "
+            f"checkpoint of its last epoch (it is: {run.train.checkpoint_every}); or pass --no-asha."
+        )
     cluster.connect()
     out = storage.absolute(out)
     cluster.require_shared(out, run.scale.shared_storage)
@@ -129,36 +102,39 @@ def compare(
 
 
 def fit_cluster(run: RunConfig, settings: CompareConfig) -> tuple[RunConfig, int]:
-    """How many trials run at a time on the connected cluster, and the CPUs of their workers.
+    """How many trials run at a time on the connected cluster, and what their workers take.
 
     Trials are not to hold every CPU: Ray Data reads beside them, and drivers and controllers need
-    a little. Where `cpus_per_worker` is "auto" the workers share four fifths of all CPUs.
+    a little. A cluster that starts nodes on demand takes all trials at once, unless
+    `max_concurrent` says otherwise.
 
     Raises:
         ValueError: when not even one trial fits.
     """
-    scale, total = run.scale, ray.cluster_resources()
-    gpus = 1.0 if scale.gpus_per_worker == "auto" and total.get("GPU") else 0.0
-    if scale.gpus_per_worker != "auto":
-        gpus = scale.gpus_per_worker
-    by_gpu = int(total.get("GPU", 0.0) / (gpus * scale.workers) + 1e-9) if gpus else None
-    cpus = scale.cpus_per_worker
-    by_cpu = int(total["CPU"] / scale.workers)
-    if cpus != "auto":
-        by_cpu = int(0.9 * total["CPU"] / (cpus * scale.workers))
-    limits = [limit for limit in (by_gpu, by_cpu) if limit is not None]
+    scale, offered = run.scale, cluster.capacity()
+    gpus = gpus_per_worker(scale, offered)
+    limits = [len(settings.backbones) * settings.folds]
     if settings.max_concurrent != "auto":
         limits.append(settings.max_concurrent)
-    concurrent = min(*limits, len(settings.backbones) * settings.folds)
+    if not offered.grows:
+        room = offered.cpus
+        if scale.cpus_per_worker != "auto":
+            room = 0.9 * offered.cpus / scale.cpus_per_worker
+        limits.append(int(room / scale.workers))
+        if gpus:
+            limits.append(int(offered.gpus / (gpus * scale.workers) + 1e-9))
+    concurrent = min(limits)
     if concurrent < 1:
         raise ValueError(
-            f"a trial of {scale.workers} workers with {gpus:g} GPU and {cpus} CPU each does not "
-            f"fit this cluster ({total['CPU']:g} CPU, {total.get('GPU', 0):g} GPU); lower "
+            f"a trial of {scale.workers} workers with {gpus:g} GPU and {scale.cpus_per_worker} CPU "
+            f"each does not fit this cluster ({offered.cpus:g} CPU, {offered.gpus:g} GPU); lower "
             "scale.workers, scale.gpus_per_worker or scale.cpus_per_worker."
         )
-    if cpus == "auto":
-        cpus = min(1.0, 0.8 * total["CPU"] / (scale.workers * concurrent))
-    fitted = dataclasses.replace(scale, cpus_per_worker=cpus, gpus_per_worker=gpus)
+    fitted = dataclasses.replace(
+        scale,
+        cpus_per_worker=cpus_per_worker(scale, offered, concurrent),
+        gpus_per_worker=gpus,
+    )
     return dataclasses.replace(run, scale=fitted), concurrent
 
 
@@ -353,14 +329,18 @@ def trials_digest(
 ) -> str:
     """A hash of everything that changes what trials compute, and of nothing else.
 
-    Another number of refits, or of trials at a time, goes on with the trials that are there.
+    Another number of refits, of trials at a time or of restarts goes on with the trials that are
+    there.
     """
+    trained = run.to_dict() | {"scale": {"workers": run.scale.workers}}
     searching = config.to_dict(settings)
+    for name in ("max_failures", "checkpoint_every"):
+        del trained["train"][name]
     for name in ("refits", "max_concurrent"):
         del searching[name]
     return config.digest(
         [
-            run.to_dict() | {"scale": {"workers": run.scale.workers}},
+            trained,
             searching,
             dataset_hash,
             [int(pd.util.hash_pandas_object(fold).sum()) for fold in folds],
