@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from cardioray.config import to_dict
 from cardioray.data.pipeline import read_rows
 from cardioray.data.shards import ShardSet
+from cardioray.tasks import make_task
 from cardioray.tasks.base import TASKS
 from cardioray.tasks.ffr import FFR_VALUE, FfrTask
 from cardioray.training.feed import RowFeed, epoch_order
 from cardioray.training.outcome import Outcome
-from cardioray.training.run import train
+from cardioray.training.run import require_fitting, train
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -108,6 +109,61 @@ def test_a_finished_run_is_not_run_again(shards: ShardSet, outcome: Outcome) -> 
     again = train(tiny.tiny_run(), shards, split, str(folder.parent), name=folder.name)
     assert again == outcome
     assert {f: f.stat().st_mtime_ns for f in folder.rglob("*")} == before
+
+
+def test_a_folder_of_another_run_is_refused(shards: ShardSet, outcome: Outcome) -> None:
+    folder, split = Path(outcome.folder), tiny.tiny_split(shards)
+    moved = split.where(shards.samples["patient_id"] != "p00", "test")
+    for run, division in ((tiny.tiny_run("train.seed=5"), split), (tiny.tiny_run(), moved)):
+        with pytest.raises(ValueError, match="holds a run of other settings or data"):
+            train(run, shards, division, str(folder.parent), name=folder.name)
+    same = tiny.tiny_run("train.max_failures=0")
+    assert train(same, shards, split, str(folder.parent), name=folder.name) == outcome
+
+
+def test_where_weights_come_from_is_decided_once(
+    shards: ShardSet, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([None, weights])
+    monkeypatch.setattr(FfrTask, "starting_weights", lambda *_: next(found))
+    run = tiny.tiny_run("train.recipe=auto")
+    first = tiny.plan_of(run, shards, tmp_path / "run")
+    again = tiny.plan_of(run, shards, tmp_path / "run")
+    assert first.weights is again.weights is None
+    assert first.stages == again.stages
+    other = tiny.plan_of(run, shards, tmp_path / "other")
+    assert other.weights == weights
+    assert len(other.stages) == 2
+
+
+def test_shards_of_other_settings_are_refused(shards: ShardSet, tmp_path: Path) -> None:
+    for overrides, text in (
+        (["preprocess.image_size=48"], r"image_size=32 \(not 48\).*--set preprocess.image_size=32"),
+        (["frames=all"], r"frames=contrast \(not all\)"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            tiny.plan_of(tiny.tiny_run(*overrides), shards, tmp_path / "run")
+    with pytest.raises(ValueError, match="shards of task 'ffr', not 'image'"):
+        require_fitting(make_task("image"), shards)
+
+
+def test_a_run_whose_loss_is_no_number_keeps_what_was_good(
+    shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wild = {"name": "wild", "learning_rate": 1e30, "schedule": "constant", "epochs": 4}
+    values = stages({"name": "calm", "epochs": 1}, wild)
+    run = tiny.tiny_run("train.epochs=4", "train.learning_rate=1e30", values=values)
+    found = tiny.train_here(run, shards, tmp_path / "later")
+    log = found.log()
+    assert list(log["stage"]) == ["calm", "wild"]
+    assert np.isfinite(log["train_loss"]).tolist() == [True, False]
+    assert found.best_epoch == 1
+    assert all(torch.isfinite(v).all() for v in found.weights().values())
+    assert "Lower the learning rate" in caplog.text
+
+    run = tiny.tiny_run("train.epochs=2", "train.learning_rate=1e30", values=stages(wild))
+    with pytest.raises(ValueError, match="no number in the first epoch"):
+        tiny.train_here(run, shards, tmp_path / "at-once")
 
 
 def stages(*of: dict[str, Any], **settings: Any) -> dict[str, Any]:

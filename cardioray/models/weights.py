@@ -11,9 +11,10 @@ import httpx
 import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.constants import ENDPOINT
+from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save, save_file
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from cardioray import storage
@@ -77,12 +78,19 @@ def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_backbone(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load backbone weights; the classifier of the file is left out, anything else must fit.
 
+    A first layer for three channels is fitted to one by summing its kernels, as timm does.
+
     Raises:
         ValueError: when a layer of the network is missing in the file or has another shape; names
             the first ones.
     """
     wanted = net.state_dict()
     given = strip_prefixes(state)
+    given |= {
+        key: adapt_input_conv(value.shape[1], given[key])
+        for key, value in wanted.items()
+        if key in given and _is_first_layer(given[key], value)
+    }
     missing = [key for key in wanted if key not in given]
     wrong = [k for k, v in wanted.items() if k in given and given[k].shape != v.shape]
     if missing or wrong:
@@ -93,6 +101,20 @@ def load_backbone(net: nn.Module, state: Mapping[str, Tensor], source: str) -> N
             f"{len(wrong)} of another shape ({'; '.join(shown)})."
         )
     net.load_state_dict({key: given[key] for key in wanted})
+
+
+def _is_first_layer(given: Tensor, wanted: Tensor) -> bool:
+    """Whether a kernel reads RGB and is wanted for one channel."""
+    return (
+        given.ndim == 4
+        and given.shape[1] == 3
+        and wanted.shape
+        == (
+            given.shape[0],
+            1,
+            *given.shape[2:],
+        )
+    )
 
 
 def starting_weights(settings: ImageModelConfig, channels: int, cache: str) -> str | None:
@@ -120,37 +142,38 @@ def starting_weights(settings: ImageModelConfig, channels: int, cache: str) -> s
     path = storage.join(cache, f"{info.timm_id}-{channels}ch.safetensors")
     if storage.exists(path):
         return path
-    if not _hub_has(info):
+    try:
+        state = _published(info, channels)
+    except (httpx.HTTPError, OSError) as error:
         if settings.pretrained == "hub":
             raise ValueError(
-                f"the published weights of {info.timm_id} cannot be reached at {ENDPOINT}; pass "
-                "model.weights=FILE, or model.pretrained=none to start from scratch."
-            )
+                f"the published weights of {info.timm_id} cannot be had from {ENDPOINT} ({error}); "
+                "pass model.weights=FILE, or model.pretrained=none to start from scratch."
+            ) from error
         log.warning(
-            "The published weights of %s cannot be reached at %s: training starts from scratch, "
+            "The published weights of %s cannot be had from %s: training starts from scratch, "
             "the frozen stage is left out.",
             info.timm_id,
             ENDPOINT,
         )
         return None
-    net = timm.create_model(info.timm_id, pretrained=True, num_classes=0, in_chans=channels)
-    state = {key: value.contiguous() for key, value in net.state_dict().items()}
     storage.write_bytes(path, save(state))
     return path
 
 
-def _hub_has(info: BackboneInfo) -> bool:
-    """Whether the weights are in the hub's local cache or the hub answers.
+def _published(info: BackboneInfo, channels: int) -> dict[str, Tensor]:
+    """The weights from the hub or its local cache.
 
-    Asked with one short request first: the hub's client retries for a minute without a network.
+    Raises:
+        OSError, httpx.HTTPError: when neither has them.
     """
     repository = timm.get_pretrained_cfg(info.timm_id).hf_hub_id
-    if try_to_load_from_cache(str(repository), "model.safetensors") is not None:
-        return True
-    try:
-        return httpx.head(ENDPOINT, timeout=5.0).status_code < 500
-    except httpx.HTTPError:
-        return False
+    cached = try_to_load_from_cache(str(repository), "model.safetensors")
+    if not isinstance(cached, str) and not HF_HUB_OFFLINE:
+        # One short request first: the hub's client retries for a minute without a network.
+        httpx.head(ENDPOINT, timeout=5.0)
+    net = timm.create_model(info.timm_id, pretrained=True, num_classes=0, in_chans=channels)
+    return {key: value.contiguous() for key, value in net.state_dict().items()}
 
 
 def _find_state(loaded: Any) -> dict[str, Tensor]:

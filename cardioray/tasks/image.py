@@ -21,6 +21,7 @@ from cardioray.data.frames import UnreadableImage, to_uint8
 from cardioray.data.image import FrameSelection, ImagePreprocess, read_numbered_frames
 from cardioray.data.manifest import Manifest, read_manifest
 from cardioray.data.splits import SplitConfig
+from cardioray.models.backbones import backbone_info
 from cardioray.models.classifier import ImageClassifier, ImageModelConfig
 from cardioray.models.weights import load_backbone, read_weights, starting_weights
 from cardioray.targets import BinaryTarget, RegressionTarget
@@ -80,6 +81,12 @@ class ImageSettings:
 
     def __post_init__(self) -> None:
         FrameSelection.parse(self.frames)
+        info, size = backbone_info(self.model.backbone), self.preprocess.image_size
+        if size < info.min_input_size:
+            raise ValueError(
+                f"{info.title} needs pictures of at least {info.min_input_size} px; "
+                f"preprocess.image_size is {size}."
+            )
 
 
 @config

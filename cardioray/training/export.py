@@ -127,6 +127,8 @@ def _write_files(source: BundleSource, folder: Path) -> None:
     cpu = {key: value.cpu().contiguous() for key, value in source.weights.items()}
     (folder / bundles.MODEL).write_bytes(save_tensors(cpu))
     written = {key: value for key, value in run.to_dict().items() if key != "scale"}
+    if written.get("model", {}).get("weights"):  # a path of this machine; metadata.json names it
+        written["model"] = {**written["model"], "weights": None}
     (folder / bundles.CONFIG).write_text(yaml.safe_dump(written, sort_keys=False))
     _write_operating_points(points, folder)
     images, shapes, patients = _training_pictures(source)

@@ -95,7 +95,7 @@ class _Trainer:
         self.task = self.config.task
         self.settings = self.config.train
         self.device = _device()
-        self.feeds = {name: self._feed(name) for name in plan.rows}
+        self.feeds = self._make_feeds()
         self.bf16 = use_bf16(self.settings.precision, self.device)
         torch.manual_seed(self.settings.seed)
         self.model = self._new_model()
@@ -103,19 +103,27 @@ class _Trainer:
         self.logs: RunLogs | None = None
         self._told_at = 0.0
 
-    def _feed(self, name: str) -> RowFeed:
+    def _make_feeds(self) -> dict[str, RowFeed]:
+        """A feed for each split; the smallest ones are kept in memory, as far as it goes."""
         plan, settings = self.plan, self.settings
         split = RankedRows(plan.shards, plan.rows, self.task.columns, settings.seed)
-        rows = split.rows(name, self.rank, self.world_size)
-        positions = np.searchsorted(plan.shards.samples["row"].to_numpy(), rows)
-        own_bytes = plan.shards.index.array_bytes * len(rows) / len(plan.shards.samples)
-        return RowFeed(
-            iterator=ray.train.get_dataset_shard(name),
-            rows=rows,
-            labels={target: values[positions] for target, values in plan.labels.items()},
-            cached=own_bytes <= settings.cache_gb * 1e9,
-            device=self.device,
-        )
+        rows = {name: split.rows(name, self.rank, self.world_size) for name in plan.rows}
+        all_rows = plan.shards.samples["row"].to_numpy()
+        free = settings.cache_gb * 1e9
+        feeds = {}
+        for name in sorted(rows, key=lambda name: len(rows[name])):
+            positions = np.searchsorted(all_rows, rows[name])
+            size = plan.shards.index.array_bytes * len(rows[name]) / len(all_rows)
+            cached = size <= free
+            free -= size if cached else 0
+            feeds[name] = RowFeed(
+                iterator=ray.train.get_dataset_shard(name),
+                rows=rows[name],
+                labels={target: values[positions] for target, values in plan.labels.items()},
+                cached=cached,
+                device=self.device,
+            )
+        return feeds
 
     def _new_model(self) -> nn.Module:
         model = self.task.build_model()
@@ -160,8 +168,28 @@ class _Trainer:
         network = self._distributed()
         while progress.stage_epoch < stage.epochs and not self._out_of_patience(stage, progress):
             self._run_epoch(stage, network)
+            if not math.isfinite(progress.log[-1]["train_loss"]):
+                self._say_diverged(stage, progress)
+                break
         # The next stage, and the final scores, start from the best weights, not from the last ones.
         self.model.load_state_dict(state.best_weights)
+
+    def _say_diverged(self, stage: StageConfig, progress: Progress) -> None:
+        advice = "Lower the learning rate, or train with train.precision=fp32."
+        if progress.best is None:
+            raise ValueError(
+                f"{self.plan.label}: the training loss was no number in the first epoch. {advice}"
+            )
+        if self.rank == 0:
+            log.warning(
+                "%s: the training loss is no number any more in epoch %d of stage %s, which ends "
+                "with the weights of epoch %d. %s",
+                self.plan.label,
+                progress.epoch,
+                stage.name,
+                progress.best_epoch,
+                advice,
+            )
 
     def _averaged(self) -> AveragedModel | None:
         decay = self.settings.optimizer.ema_decay
@@ -202,8 +230,11 @@ class _Trainer:
         losses, rate, waited = self._steps(stage, network)
         trained = time.perf_counter() - started
         self._share_buffers()
-        table = self.score(self._kept_model(), "validation")
-        figures = self.task.validation_figures(table)
+        diverged = not math.isfinite(np.mean(losses))
+        figures = {"val_loss": math.nan, self.task.monitor.name: math.nan}
+        if not diverged:
+            table = self.score(self._kept_model(), "validation")
+            figures = self.task.validation_figures(table)
         progress.epoch += 1
         progress.stage_epoch += 1
         progress.losses.extend(losses)
@@ -216,7 +247,8 @@ class _Trainer:
             **figures,
         }
         progress.log.append(row)
-        self._note_best(stage, figures)
+        if not diverged:
+            self._note_best(stage, figures)
         seen = len(losses) * self.settings.optimizer.accumulate
         images = seen * self.settings.batch_size * self.world_size
         speed = {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,14 +34,28 @@ from cardioray.training.settings import RunConfig
 
 log = logging.getLogger(__name__)
 
+STARTED = "started.json"
+
+
+# What changes how a run is carried out, and not what comes of it.
+_WITHOUT_EFFECT = ("max_failures", "checkpoint_every")
+
 
 def run_name(run: RunConfig, shards: ShardSet, split: pd.Series[str]) -> str:
     """A name that changes with anything that changes the result, so that a rerun resumes."""
+    model = run.to_dict().get("model", {}).get("backbone", "model")
+    return f"{run.task.name}-{model}-{_request(run, shards, split)}"
+
+
+def _request(run: RunConfig, shards: ShardSet, split: pd.Series[str]) -> str:
+    """A short hash over settings, data, division and the file of starting weights."""
     what = run.to_dict() | {"scale": {"workers": run.scale.workers}}
+    what["train"] = {k: v for k, v in what["train"].items() if k not in _WITHOUT_EFFECT}
     assignment = pd.util.hash_pandas_object(split.reset_index(drop=True)).to_numpy().tobytes()
-    key = config.digest([what, shards.index.dataset_hash, assignment.hex()], length=8)
-    model = what.get("model", {}).get("backbone", "model")
-    return f"{run.task.name}-{model}-{key}"
+    given = what.get("model", {}).get("weights")
+    weights = storage.fingerprints([given]) if given else []
+    key = [what, shards.index.dataset_hash, assignment.hex(), weights]
+    return config.digest(key, length=8)
 
 
 def train(
@@ -68,7 +83,8 @@ def train(
         callbacks: for Ray Train's run config (Tune's report callback).
 
     Raises:
-        ValueError: for settings that cannot work with this data or cluster.
+        ValueError: for settings that cannot work with this data or cluster, and for a folder that
+            holds a run of other settings or data.
         ray.train.TrainingFailedError: when workers failed more often than `train.max_failures`.
         KeyboardInterrupt: when the user stopped it; the next call goes on.
     """
@@ -79,6 +95,7 @@ def train(
     folder = storage.join(out, name)
     finished = read_outcome(folder)
     if finished is not None:
+        _require_same(folder, _request(run, shards, split))
         log.info("%s is finished; nothing to do.", folder)
         return finished
     plan = make_plan(run, shards, split, folder, storage.join(out, "weights"), progress, name)
@@ -141,10 +158,15 @@ def make_plan(
 ) -> TrainPlan:
     """Decide everything ranks must agree on.
 
+    Where the first weights come from is decided when a run first starts, and kept in its folder: a
+    run that goes on with internet may have begun without.
+
     Raises:
-        ValueError: when a split is empty, or the training rows have one class only or do not fill
-            one step of every worker.
+        ValueError: when the shards were made with other settings, the folder holds another run, a
+            split is empty, or the training rows have one class only or do not fill one step of
+            every worker.
     """
+    require_fitting(run.task, shards)
     labels = encode_labels(run.task, shards.samples)
     rows = shards.samples["row"].to_numpy(np.int64)
     known = np.isfinite(labels[run.task.targets[0].name])
@@ -160,7 +182,7 @@ def make_plan(
     training = np.isin(rows, chosen["train"])
     own = {target: values[training] for target, values in labels.items()}
     _require_both_classes(run.task, own)
-    weights = run.task.starting_weights(weights_cache)
+    weights = _starting_weights(run, _request(run, shards, split), folder, weights_cache)
     return TrainPlan(
         run=run.to_dict(),
         folder=folder,
@@ -173,6 +195,63 @@ def make_plan(
         progress=progress,
         label=label,
     )
+
+
+def require_fitting(task: Task, shards: ShardSet) -> None:
+    """Refuse shards that were made for another task or with other settings than the run's.
+
+    A bundle records the run's settings as those of its pictures, and a server decodes by them.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    index = shards.index
+    if index.task != task.name:
+        raise ValueError(f"{shards.path} holds shards of task {index.task!r}, not {task.name!r}.")
+    asked = _flat(config.to_dict(task.decode_settings()))
+    made = _flat(index.decode_settings)
+    differing = [key for key in asked | made if asked.get(key) != made.get(key)]
+    if differing:
+        shown = [f"{key}={made.get(key)} (not {asked.get(key)})" for key in differing]
+        wanted = " ".join(f"--set {key}={made[key]}" for key in differing if key in made)
+        raise ValueError(
+            f"{shards.path} was prepared with {', '.join(shown)}. Train with {wanted}, or prepare "
+            "the data again."
+        )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings with the keys that `--set` takes."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _starting_weights(run: RunConfig, request: str, folder: str, cache: str) -> str | None:
+    if _require_same(folder, request):
+        record = json.loads(storage.read_bytes(storage.join(folder, STARTED)))
+        weights: str | None = record["starting_weights"]
+        return weights
+    weights = run.task.starting_weights(cache)
+    record = {"request": request, "starting_weights": weights}
+    storage.write_bytes(storage.join(folder, STARTED), json.dumps(record, indent=2).encode())
+    return weights
+
+
+def _require_same(folder: str, request: str) -> bool:
+    """Whether a run has begun in this folder; refuses one of other settings or data."""
+    place = storage.join(folder, STARTED)
+    if not storage.exists(place):
+        return False
+    if json.loads(storage.read_bytes(place))["request"] != request:
+        raise ValueError(
+            f"{folder} holds a run of other settings or data; give another --name or --out."
+        )
+    return True
 
 
 def _trainer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,7 +96,15 @@ def bundle_of_run(
             log=outcome.log(),
             name=name,
             comparison=comparison,
-            starting_weights=plan.weights or "random weights",
+            starting_weights=_named(plan.weights),
         ),
         out,
     )
+
+
+def _named(weights: str | None) -> str:
+    """Starting weights by name and content: a path would mean nothing on another machine."""
+    if weights is None:
+        return "random weights"
+    content = hashlib.sha256(storage.read_bytes(weights)).hexdigest()
+    return f"{weights.rsplit('/', 1)[-1]}, SHA-256 {content}"
