@@ -79,6 +79,17 @@ def board() -> Leaderboard:
     )
 
 
+def test_a_model_that_could_not_be_tested_is_not_called_worse() -> None:
+    ours, theirs = entry("ours", 3.5, 0.9, folds=(0,)), entry("theirs", 0.2, 0.6, folds=(1,))
+    board = build_leaderboard([ours, theirs], FFR, num_resamples=50)
+    other = board.rows[1]
+    assert np.isnan(other.p_holm)
+    assert other.marks == "not tested against the winner"
+    console = Console(width=100, record=True, file=io.StringIO())
+    print_leaderboard(board, console)
+    assert "not tested" in console.export_text()
+
+
 def test_validation_chooses_and_a_stopped_model_cannot_win(board: Leaderboard) -> None:
     assert board.table["name"].tolist() == ["strong", "twin", "weak", "stopped"]
     assert board.winner.name == "strong"

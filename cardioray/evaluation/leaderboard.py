@@ -97,6 +97,8 @@ class LeaderboardRow:
         marks = [] if self.versus_winner else ["winner"]
         if self.entry.stopped_early:
             marks.append("stopped early")
+        elif self.versus_winner and math.isnan(self.p_holm):
+            marks.append("not tested against the winner")
         elif self.versus_winner and self.p_holm >= 0.05:
             marks.append("not distinguishable from the winner")
         return ", ".join(marks)

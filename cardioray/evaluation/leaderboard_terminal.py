@@ -103,6 +103,8 @@ def _mark(row: LeaderboardRow) -> str:
         return "winner"
     if row.entry.stopped_early:
         return "stopped early"
+    if math.isnan(row.p_holm):
+        return "not tested"
     return "not distinguishable" if row.p_holm >= 0.05 else ""
 
 
