@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny_training as tiny
@@ -12,10 +13,12 @@ import torch
 from ray.tune.schedulers import ASHAScheduler
 from safetensors.torch import save_file
 
+from cardioray.data.shards import ShardIndex, ShardSet
 from cardioray.training.settings import RunConfig
-from cardioray.tuning.compare import trials_digest
-from cardioray.tuning.settings import AshaConfig, CompareConfig
-from cardioray.tuning.trials import TrialContext, asha_scheduler
+from cardioray.tuning.compare import compare, trials_digest
+from cardioray.tuning.division import divide
+from cardioray.tuning.settings import AshaConfig, CompareConfig, SearchConfig
+from cardioray.tuning.trials import TrialContext, _space, asha_scheduler, search_overrides
 
 BACKBONES = ("test_resnet", "resnet10t", "resnet14t")
 
@@ -56,6 +59,7 @@ def digest_of(*overrides: str, folds: tuple[str, ...] = ("train", "test"), **cha
 def test_more_bundles_of_a_comparison_are_no_other_comparison() -> None:
     assert digest_of(refits=2) == digest_of()
     assert digest_of(max_concurrent=3) == digest_of()
+    assert digest_of("train.max_failures=9") == digest_of()
     assert digest_of("scale.cpus_per_worker=0.5", "scale.spread=true") == digest_of()
 
 
@@ -73,3 +77,70 @@ def test_what_changes_trials_is_another_comparison(
     overrides: list[str], changes: dict[str, Any]
 ) -> None:
     assert digest_of(*overrides, **changes) != digest_of()
+
+
+def test_searched_settings_are_settings_of_a_run() -> None:
+    search = SearchConfig(rotation_degrees=(5, 6), contrast=(0.2, 0.3), hidden=((64, 32),))
+    drawn = {name: domain.sample() for name, domain in _space(search, ["test_resnet"]).items()}
+    run = context_of(run_of(), Path("out")).trial(drawn["backbone"], search_overrides(drawn))
+    settings = run.task.settings
+    assert 5 <= settings.augment.rotation_degrees <= 6
+    assert 0.2 <= settings.augment.contrast <= 0.3
+    assert settings.model.head.hidden == (64, 32)
+    assert 0 <= settings.model.head.dropout <= 0.5
+    assert 3e-4 <= (run.train.learning_rate or 0) <= 6e-3
+
+
+def test_stopping_needs_a_checkpoint_of_every_epoch(tmp_path: Path) -> None:
+    run = run_of("train.checkpoint_every=2")
+    with pytest.raises(ValueError, match="ASHA needs train.checkpoint_every=1.*--no-asha"):
+        compare(run, samples_of(8), CompareConfig(backbones=BACKBONES), str(tmp_path))
+
+
+# Folds
+
+
+def samples_of(patients: int, positive: int | None = None, split: object = None) -> ShardSet:
+    """Samples without pictures, one a patient, the first ones with a low FFR."""
+    positive = patients // 2 if positive is None else positive
+    table = pd.DataFrame(
+        {
+            "sample_id": [f"s{n}" for n in range(patients)],
+            "patient_id": [f"p{n:03d}" for n in range(patients)],
+            "source": "x.png",
+            "ffr": np.where(np.arange(patients) < positive, 0.7, 0.9),
+        }
+    )
+    if split is not None:
+        table["split"] = split
+    index = object.__new__(ShardIndex)  # dividing patients looks at the samples only
+    return ShardSet("shards", index, table)
+
+
+def test_a_split_column_keeps_its_test_patients_out_of_every_fold(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    split = np.resize(["train", "train", "validation", "calibration", "test"], 100)
+    division = divide(
+        run_of(), samples_of(100, split=split), CompareConfig(backbones=BACKBONES, folds=2)
+    )
+    assert (division.final == split).all()
+    for fold in division.folds:
+        assert ((fold == "") == (split == "test")).all()
+        assert set(fold[split == "validation"]) > {"validation"}
+    (said,) = caplog.messages
+    assert "validation and calibration patients of the split column" in said
+
+
+def test_nothing_is_said_where_every_wish_is_followed(caplog: pytest.LogCaptureFixture) -> None:
+    split = np.resize(["train", "train", "test"], 99)
+    settings = CompareConfig(backbones=BACKBONES, folds=2)
+    divide(run_of("split.folds=2"), samples_of(99, split=split), settings)
+    assert not caplog.messages
+    divide(run_of("split.folds=4"), samples_of(99), settings)
+    assert caplog.messages == ["split.folds=4 is not used: --folds says 2."]
+
+
+def test_folds_that_cannot_choose_a_winner_are_refused_before_training() -> None:
+    with pytest.raises(ValueError, match=r"fold 1 of 2 has no validation patient who is 'FFR<=0"):
+        divide(run_of(), samples_of(60, positive=3), CompareConfig(backbones=BACKBONES, folds=2))

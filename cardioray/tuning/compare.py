@@ -91,7 +91,7 @@ def compare(
     if settings.asha.enabled and run.train.checkpoint_every > 1:
         raise ValueError(
             "ASHA needs train.checkpoint_every=1, since a trial that it stops is scored from the "
-            f"checkpoint of its last epoch (it is: {run.train.checkpoint_every}); or pass --no-asha."
+            f"checkpoint of its last epoch; it is {run.train.checkpoint_every}. Or pass --no-asha."
         )
     cluster.connect()
     out = storage.absolute(out)

@@ -35,12 +35,16 @@ class SearchConfig:
         learning_rate: lower and upper bound, drawn on a log scale.
         dropout: lower and upper bound.
         hidden: widths of the head to choose from.
+        rotation_degrees: lower and upper bound of `augment.rotation_degrees`.
+        contrast: lower and upper bound of `augment.contrast`.
     """
 
     num_samples: int = Field(default=0, ge=0)
     learning_rate: tuple[float, float] = (3e-4, 6e-3)
     dropout: tuple[float, float] = (0.0, 0.5)
     hidden: tuple[tuple[int, int], ...] = ((512, 256), (256, 128))
+    rotation_degrees: tuple[float, float] = (0.0, 30.0)
+    contrast: tuple[float, float] = (0.0, 0.4)
 
 
 @config.config

@@ -121,6 +121,8 @@ def search_overrides(settings: dict[str, Any]) -> list[str]:
     keys = {
         "learning_rate": "train.learning_rate",
         "dropout": "model.head.dropout",
+        "rotation_degrees": "augment.rotation_degrees",
+        "contrast": "augment.contrast",
     }
     drawn = [f"{keys[key]}={settings[key]:.6g}" for key in keys if key in settings]
     if "hidden" in settings:
@@ -326,6 +328,8 @@ def _space(search: SearchConfig, backbones: Sequence[str]) -> dict[str, Any]:
         "learning_rate": tune.loguniform(*search.learning_rate),
         "dropout": tune.uniform(*search.dropout),
         "hidden": tune.choice([list(widths) for widths in search.hidden]),
+        "rotation_degrees": tune.uniform(*search.rotation_degrees),
+        "contrast": tune.uniform(*search.contrast),
     }
 
 
