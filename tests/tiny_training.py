@@ -38,6 +38,7 @@ TINY = (
     "model.pretrained=none",
     "train.batch_size=8",
     "train.precision=fp32",
+    "scale.threads_per_worker=1",
     "train.recipe=scratch",
     "train.epochs=3",
 )

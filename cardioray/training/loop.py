@@ -28,6 +28,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cardioray.data.ranks import RankedRows, Rows
 from cardioray.data.shards import ShardSet
+from cardioray.machine import usable_cores
 from cardioray.models.runtime import use_bf16
 from cardioray.tasks.base import Batch, LabelStatistics, Monitor, Task
 from cardioray.training.feed import RowFeed, epoch_order
@@ -57,6 +58,7 @@ class TrainPlan:
         statistics: of the training labels.
         weights: where the first weights come from, or None.
         stages: the stages to go through.
+        threads: CPU threads of each worker.
         progress: actor that is told how far the run is, or None.
         label: name of the run in progress displays.
     """
@@ -69,6 +71,7 @@ class TrainPlan:
     statistics: LabelStatistics
     weights: str | None
     stages: tuple[StageConfig, ...]
+    threads: int
     progress: ActorHandle[Any] | None
     label: str
 
@@ -95,6 +98,7 @@ class _Trainer:
         self.task = self.config.task
         self.settings = self.config.train
         self.device = _device()
+        torch.set_num_threads(min(plan.threads, usable_cores()))
         self.feeds = self._make_feeds()
         self.bf16 = use_bf16(self.settings.precision, self.device)
         torch.manual_seed(self.settings.seed)

@@ -72,3 +72,14 @@ def gpus_per_worker(scale: ScaleConfig, offered: Capacity) -> float:
             "such nodes."
         )
     return 0.0
+
+
+def threads_per_worker(scale: ScaleConfig, offered: Capacity, runs: int) -> int:
+    """CPU threads of each worker where some runs go on at a time; at most its machine's cores.
+
+    A worker on a GPU, or on a node that is yet to be started, is counted the same: what it then
+    finds is settled where it runs.
+    """
+    if scale.threads_per_worker != "auto":
+        return scale.threads_per_worker
+    return max(1, int(offered.cpus / (scale.workers * runs)))

@@ -28,7 +28,7 @@ from cardioray.tasks.base import Task, encode_labels
 from cardioray.training.loop import SCORED_SPLITS, TrainPlan, train_worker
 from cardioray.training.outcome import CONFIG, Outcome, read_outcome
 from cardioray.training.progress import STARTING
-from cardioray.training.resources import worker_resources
+from cardioray.training.resources import threads_per_worker, worker_resources
 from cardioray.training.scratch import remove_abandoned
 from cardioray.training.settings import RunConfig
 
@@ -192,6 +192,7 @@ def make_plan(
         statistics=run.task.label_statistics(own),
         weights=weights,
         stages=run.train.resolved_stages(weights is not None),
+        threads=threads_per_worker(run.scale, cluster.capacity(), runs=1),
         progress=progress,
         label=label,
     )

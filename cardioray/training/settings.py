@@ -190,6 +190,8 @@ class ScaleConfig:
         gpus_per_worker: GPUs of each, fractions allowed; "auto" is one where there is one for every
             worker.
         cpus_per_worker: CPUs of each; "auto" leaves room for Ray Data on small machines.
+        threads_per_worker: CPU threads of each; "auto" shares all cores among the workers of the
+            runs that go on at a time. Sums are rounded in another order with another number.
         backend: process group; "auto" is nccl on GPUs and gloo elsewhere.
         spread: place workers on different nodes where possible.
         shared_storage: every node sees local output folders.
@@ -198,6 +200,7 @@ class ScaleConfig:
     workers: int = Field(default=1, ge=1)
     gpus_per_worker: float | Literal["auto"] = "auto"
     cpus_per_worker: float | Literal["auto"] = "auto"
+    threads_per_worker: int | Literal["auto"] = "auto"
     backend: Literal["auto", "nccl", "gloo"] = "auto"
     spread: bool = False
     shared_storage: bool = False

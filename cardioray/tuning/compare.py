@@ -33,11 +33,15 @@ from cardioray.targets import BinaryTarget
 from cardioray.training.outcome import LOG, read_outcome
 from cardioray.training.pictures import prediction_picture
 from cardioray.training.progress import Shown, shown_progress
-from cardioray.training.resources import cpus_per_worker, gpus_per_worker
+from cardioray.training.resources import (
+    cpus_per_worker,
+    gpus_per_worker,
+    threads_per_worker,
+)
 from cardioray.training.run import make_plan, train
 from cardioray.training.scoring import score_plan
 from cardioray.training.scratch import process_folder
-from cardioray.training.settings import RunConfig
+from cardioray.training.settings import RunConfig, ScaleConfig
 from cardioray.training.single import WEIGHTS, bundle_of_run
 from cardioray.training.state import read_best_weights
 from cardioray.tuning.division import divide
@@ -96,9 +100,10 @@ def compare(
     cluster.connect()
     out = storage.absolute(out)
     cluster.require_shared(out, run.scale.shared_storage)
+    asked = run.scale
     run, concurrent = fit_cluster(run, settings)
     with shown_progress(shown) as board:
-        return _Comparing(run, shards, settings, out, concurrent, board).run_all()
+        return _Comparing(run, asked, shards, settings, out, concurrent, board).run_all()
 
 
 def fit_cluster(run: RunConfig, settings: CompareConfig) -> tuple[RunConfig, int]:
@@ -134,6 +139,7 @@ def fit_cluster(run: RunConfig, settings: CompareConfig) -> tuple[RunConfig, int
         scale,
         cpus_per_worker=cpus_per_worker(scale, offered, concurrent),
         gpus_per_worker=gpus,
+        threads_per_worker=threads_per_worker(scale, offered, concurrent),
     )
     return dataclasses.replace(run, scale=fitted), concurrent
 
@@ -143,6 +149,7 @@ class _Comparing:
     """One comparison while it runs."""
 
     run: RunConfig
+    asked: ScaleConfig
     shards: ShardSet
     settings: CompareConfig
     out: str
@@ -277,7 +284,9 @@ class _Comparing:
         out = storage.join(self.out, BUNDLES, name)
         if storage.exists(storage.join(out, SUMS)):
             return open_bundle(out, process_folder())
+        # It has the cluster to itself, which the trials shared.
         run = self.context.trial(name, trials[0].overrides)
+        run = dataclasses.replace(run, scale=self.asked)
         final = self.division.final
         folder = storage.join(self.out, FINAL)
         self.context.tell(f"final training of {name}", [name])
