@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
+import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-import yaml
 from rich.console import Console
 from rich.markup import escape
 
 from cardioray.cli_serving import commands as serving_commands
+from cardioray.config import Failed, read_yaml
 
 app = typer.Typer(
     name="cardioray",
@@ -50,6 +50,7 @@ PatientFrom = Annotated[
         "does not name patients otherwise."
     ),
 ]
+MaxBad = Annotated[float, typer.Option(help="Largest share of unreadable files.")]
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="Task, such as `ffr` or `image`.")]
 Shared = Annotated[
     bool,
@@ -66,14 +67,17 @@ Precision = Annotated[
 
 
 def main() -> None:
-    """Entry point: an error of the user's is one message, not a trace."""
+    """Entry point: what users can do something about is one message, anything else a trace.
+
+    CONTRIBUTING.md says which errors are which. Typer ends with 130 on Ctrl-C.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("cardioray").setLevel(logging.INFO)
     # Actors without a CPU of their own are many here, by design; Ray reads this when imported.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started on node")
     try:
         app()
-    except (ValueError, FileNotFoundError, PermissionError) as error:
+    except (ValueError, OSError, Failed) as error:
         Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False)
         sys.exit(1)
 
@@ -159,7 +163,11 @@ def data_prepare(
     task: TaskName,
     data: Annotated[str, typer.Argument(help="Manifest file or folder; local or s3://.")],
     out: Annotated[str, typer.Option(help="Where shards go; local or s3://.")],
-    max_bad: Annotated[float, typer.Option(help="Largest share of unreadable files.")] = 0.01,
+    max_bad: MaxBad = 0.01,
+    sources_per_part: Annotated[int, typer.Option(min=1, help="Files that a task decodes.")] = 256,
+    part_mb: Annotated[
+        float, typer.Option(help="Decoded MB a task holds before it writes them to a file.")
+    ] = 256.0,
     patient_from: PatientFrom = None,
     shared_storage: Shared = False,
     config_file: ConfigFile = None,
@@ -169,8 +177,16 @@ def data_prepare(
 
     Example: `cardioray data prepare ffr phantoms --out shards --set preprocess.image_size=224`
     """
+    from cardioray.data.pipeline import PrepareConfig
+
     run = _run_config(task, config_file, settings)
-    shards = _prepare(run, data, out, patient_from, max_bad, shared_storage)
+    prepared = PrepareConfig(
+        sources_per_part=sources_per_part,
+        part_mb=part_mb,
+        max_bad=max_bad,
+        shared_storage=shared_storage,
+    )
+    shards = _prepare(run, data, out, patient_from, prepared)
     console.print(
         f"{shards.index.num_samples} samples in {out}; {shards.index.num_bad} files in quarantine."
     )
@@ -178,11 +194,12 @@ def data_prepare(
 
 @app.command()
 def train(
+    context: typer.Context,
     task: TaskName,
     data: Annotated[str, typer.Option(help="Data set, or shards made from it.")],
     out: Annotated[str, typer.Option(help="Folder or prefix of runs.")] = "runs",
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
-    max_bad: Annotated[float, typer.Option(help="Largest share of unreadable files.")] = 0.01,
+    max_bad: MaxBad = 0.01,
     patient_from: PatientFrom = None,
     shared_storage: Shared = False,
     config_file: ConfigFile = None,
@@ -195,7 +212,7 @@ def train(
     from cardioray.training.single import train_bundle
 
     run = _run_config(task, config_file, settings, shared_storage)
-    shards = _shards(run, data, out, patient_from, max_bad, shared_storage)
+    shards = _shards(context, run, data, out, patient_from, max_bad)
     bundle = train_bundle(run, shards, out, name=name, shown=_shown(run, "Training"))
     _show_metrics(bundle)
     console.print(f"Bundle: {bundle.path}")
@@ -203,6 +220,7 @@ def train(
 
 @app.command()
 def compare(
+    context: typer.Context,
     task: TaskName,
     data: Annotated[str, typer.Option(help="Data set, or shards made from it.")],
     backbones: Annotated[str, typer.Option(help="`all`, names, or wildcards.")] = "all",
@@ -214,7 +232,7 @@ def compare(
     grace_epochs: Annotated[int, typer.Option(min=1, help="Epochs every backbone gets.")] = 4,
     reduction_factor: Annotated[float, typer.Option(help="One in this many goes on.")] = 3.0,
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
-    max_bad: Annotated[float, typer.Option(help="Largest share of unreadable files.")] = 0.01,
+    max_bad: MaxBad = 0.01,
     patient_from: PatientFrom = None,
     shared_storage: Shared = False,
     config_file: ConfigFile = None,
@@ -243,7 +261,7 @@ def compare(
         max_concurrent=max_concurrent or "auto",
         seed=run.train.seed,
     )
-    shards = _shards(run, data, out, patient_from, max_bad, shared_storage)
+    shards = _shards(context, run, data, out, patient_from, max_bad)
     result = run_comparison(run, shards, compared, out, shown=_shown(run, "Comparing"))
     print_leaderboard(result.leaderboard, console)
     for bundle in result.bundles:
@@ -254,6 +272,7 @@ def compare(
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     bundle: Annotated[str | None, typer.Argument(help="A bundle; or give --predictions.")] = None,
     data: Annotated[str | None, typer.Option(help="Data set to score the bundle on.")] = None,
     predictions: Annotated[str | None, typer.Option(help="Anyone's predictions table.")] = None,
@@ -276,11 +295,17 @@ def evaluate(
     if (bundle is None) == (predictions is None):
         raise ValueError("Give either a bundle (and --data) or --predictions (and --task).")
     if predictions is not None:
+        _refuse_given(
+            context,
+            ["data", "patient_from", "shared_storage", "runtime", "precision"],
+            "with --predictions no file is read and no network run",
+        )
         if task is None:
             raise ValueError("--predictions needs --task, which says what the labels mean.")
         built = _run_config(task, None, settings).task
         evaluate_table(predictions, built, split=split, out=out, console=console)
         return
+    _refuse_given(context, ["task", "settings"], "a bundle holds its task and its settings")
     if data is None:
         raise ValueError("Give --data, the files to score the bundle on.")
     assert bundle is not None
@@ -359,17 +384,28 @@ def _run_config(
 ) -> Any:
     from cardioray.training.settings import RunConfig
 
-    values = yaml.safe_load(config_file.read_text()) if config_file else {}
+    values: Any = {}
+    if config_file is not None:
+        values = read_yaml(config_file.read_text(), str(config_file)) or {}
+        if not isinstance(values, dict):
+            raise ValueError(f"{config_file} holds no sections of settings, such as `train:`.")
     overrides = list(settings or [])
     if shared_storage:
         overrides.append("scale.shared_storage=true")
     return RunConfig.build(task, values, overrides)
 
 
-def _prepare(
-    run: Any, data: str, out: str, patient_from: str | None, max_bad: float, shared: bool
-) -> Any:
-    from cardioray.data.pipeline import PrepareConfig, prepare
+def _refuse_given(context: typer.Context, names: Sequence[str], reason: str) -> None:
+    """Refuse options that were typed though they would change nothing."""
+    options = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise ValueError(f"Leave out {options[name]}: {reason}.")
+
+
+def _prepare(run: Any, data: str, out: str, patient_from: str | None, settings: Any) -> Any:
+    from cardioray.data.pipeline import prepare
 
     manifest = run.task.read_manifest(data, patient_from)
     for warning in manifest.warnings:
@@ -379,22 +415,29 @@ def _prepare(
             run.task,
             manifest,
             out,
-            PrepareConfig(max_bad=max_bad, shared_storage=shared),
+            settings,
             on_progress=advance,
         )
 
 
 def _shards(
-    run: Any, data: str, out: str, patient_from: str | None, max_bad: float, shared: bool
+    context: typer.Context,
+    run: Any,
+    data: str,
+    out: str,
+    patient_from: str | None,
+    max_bad: float,
 ) -> Any:
     """Shards as they are, or made from a data set below the output folder."""
     from cardioray import storage
+    from cardioray.data.pipeline import PrepareConfig
     from cardioray.data.shards import ShardSet, read_index
 
     if read_index(data) is not None:
+        _refuse_given(context, ["max_bad", "patient_from"], f"{data} holds finished shards")
         return ShardSet.open(data)
-    place = storage.join(out, "shards")
-    return _prepare(run, data, place, patient_from, max_bad, shared)
+    prepared = PrepareConfig(max_bad=max_bad, shared_storage=run.scale.shared_storage)
+    return _prepare(run, data, storage.join(out, "shards"), patient_from, prepared)
 
 
 def _shown(run: Any, title: str) -> Any:
@@ -404,9 +447,14 @@ def _shown(run: Any, title: str) -> Any:
 
 
 def _show_metrics(bundle: Any) -> None:
-    metrics = bundle.json("metrics.json")
-    for target, values in metrics["targets"].items():
+    from cardioray.evaluation.intervals import Interval
+    from cardioray.evaluation.report import title_of
+
+    for target, values in bundle.json("metrics.json")["targets"].items():
+        name = "auc" if "auc" in values["per_study"] else "mae"
+        figure = {k: math.nan if v is None else v for k, v in values["per_study"][name].items()}
         console.print(
-            f"{bundle.name}, {target} on {values['patients']} test patients: "
-            + json.dumps(values["per_study"].get("auc", values["per_study"].get("mae")))
+            f"{bundle.name}, {target}: {title_of(name)} {Interval(**figure)} on "
+            f"{values['patients']} test patients",
+            highlight=False,
         )

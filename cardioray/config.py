@@ -21,6 +21,32 @@ from cardioray.registry import unknown_name
 T = TypeVar("T")
 
 
+class Failed(RuntimeError):  # noqa: N818 (says what happened)
+    """Work that did not succeed though what was asked for is right; the message says what to do.
+
+    The command line shows its message alone, as it does for ValueError and OSError.
+    """
+
+
+def read_yaml(text: str, source: str) -> Any:
+    """What a YAML text says.
+
+    Args:
+        text: the YAML.
+        source: what the text is, for the error.
+
+    Raises:
+        ValueError: when it is no YAML; says where.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ValueError(f"{source} is no YAML: line {line}: {error.problem}.") from None
+    except yaml.YAMLError as error:  # characters that no text has
+        raise ValueError(f"{source} is no YAML: {error}") from None
+
+
 @dataclass_transform(
     kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field,)
 )
@@ -86,7 +112,7 @@ def _apply_override(values: dict[str, Any], text: str) -> None:
         if not isinstance(child, dict):
             raise ValueError(f"Setting {key!r}: {section!r} is a value, not a section.")
         node = child
-    node[last] = yaml.safe_load(raw)
+    node[last] = read_yaml(raw, f"Setting {text!r}")
 
 
 def _explain(cls: type[Any], error: ValidationError) -> str:

@@ -220,7 +220,7 @@ def deploy_config(path: str, dashboard: str | None = None) -> dict[str, str]:
             server = ServerSettings(host=options.host, port=options.port)
             return {a.name: f"{server.url}{a.route_prefix}" for a in schema.applications}
         time.sleep(0.5)
-    raise RuntimeError(f"{', '.join(names)}: not running after {_DEPLOY_TIMEOUT_S:.0f} s.")
+    raise config.Failed(f"{', '.join(names)}: not running after {_DEPLOY_TIMEOUT_S:.0f} s.")
 
 
 def _run(applications: Sequence[ServeSettings], server: ServerSettings) -> None:
@@ -253,7 +253,7 @@ def _raise_if_failed(name: str, status: str, messages: Sequence[str]) -> None:
     if "FAILED" not in status:
         return
     last_lines = [m.strip().splitlines()[-1].strip() for m in messages if m.strip()]
-    raise RuntimeError(f"Application {name} did not start: {last_lines[0]}")
+    raise config.Failed(f"Application {name} did not start: {last_lines[0]}")
 
 
 def _environment(server: ServerSettings, scratch: Path) -> dict[str, str]:

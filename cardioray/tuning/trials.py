@@ -342,7 +342,7 @@ def _collect(results: ResultGrid, context: TrialContext, monitor: Monitor) -> li
     if results.errors:
         failed = [result for result in results if result.error]
         names = sorted(str(_asked(result.config)["backbone"]) for result in failed)
-        raise RuntimeError(
+        raise config.Failed(
             f"{len(failed)} trials failed ({', '.join(names)}); the same command resumes. First "
             f"error: {failed[0].error}"
         )
