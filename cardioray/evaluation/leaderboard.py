@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -141,6 +141,14 @@ class Leaderboard:
     def winner(self) -> LeaderboardEntry:
         """The model with the best validation score."""
         return self.rows[0].entry
+
+    def with_bundles(self, bundles: Mapping[str, str]) -> Leaderboard:
+        """The same leaderboard, with the bundles of some models by their name."""
+        rows = tuple(
+            replace(row, entry=replace(row.entry, bundle=bundles.get(row.entry.name)))
+            for row in self.rows
+        )
+        return replace(self, rows=rows)
 
     @property
     def headline(self) -> str:

@@ -173,12 +173,8 @@ class _Comparing:
         for row in ranked.rows[: self.settings.refits]:
             name = row.entry.name
             bundles[name] = self._refit(name, _by_backbone(trials)[name], ranked)
-        entries = [
-            dataclasses.replace(e, bundle=f"{BUNDLES}/{e.name}" if e.name in bundles else None)
-            for e in entries
-        ]
         self.context.tell("writing the leaderboard")
-        leaderboard = self._leaderboard(entries)
+        leaderboard = ranked.with_bundles({name: f"{BUNDLES}/{name}" for name in bundles})
         leaderboard.write(self.out, self._pictures(leaderboard, trials))
         return Comparison(out=self.out, leaderboard=leaderboard, bundles=tuple(bundles.values()))
 

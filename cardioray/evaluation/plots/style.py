@@ -31,7 +31,7 @@ def png_bytes(figure: Figure, limit_bytes: int = 100_000) -> bytes:
     for colours in (128, 64, 32):
         stream = io.BytesIO()
         small = picture.quantize(colours, method, dither=Image.Dither.NONE)
-        small.save(stream, "PNG", optimize=True)
+        small.save(stream, "PNG")
         if stream.tell() <= limit_bytes:
             break
     return stream.getvalue()
