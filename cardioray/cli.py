@@ -199,6 +199,10 @@ def train(
     data: Annotated[str, typer.Option(help="Data set, or shards made from it.")],
     out: Annotated[str, typer.Option(help="Folder or prefix of runs.")] = "runs",
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Backbone weights to start from (.safetensors), instead of published."),
+    ] = None,
     max_bad: MaxBad = 0.01,
     patient_from: PatientFrom = None,
     shared_storage: Shared = False,
@@ -211,6 +215,8 @@ def train(
     """
     from cardioray.training.single import train_bundle
 
+    if weights is not None:
+        settings = [*(settings or ()), f"model.weights={weights}"]
     run = _run_config(task, config_file, settings, shared_storage)
     shards = _shards(context, run, data, out, patient_from, max_bad)
     bundle = train_bundle(run, shards, out, name=name, shown=_shown(run, "Training"))
