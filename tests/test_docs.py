@@ -16,6 +16,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,29 @@ def test_shell_blocks_name_what_exists(block: Block, app: Any) -> None:
         check_command(words, app)
 
 
+def run_settings(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Task and `--set` values of the commands that build a run."""
+    for words in commands(text):
+        kind = words[1:2] if words[1:2] != ["data"] else words[1:3]
+        if words[0] == "cardioray" and kind[-1:] in (
+            ["train"],
+            ["compare"],
+            ["check"],
+            ["prepare"],
+        ):
+            values = [after for word, after in pairwise(words) if word == "--set"]
+            if values:
+                yield words[1 + len(kind)], values
+
+
+@pytest.mark.parametrize("block", SHELL, ids=named)
+def test_settings_are_those_of_the_task(block: Block) -> None:
+    from cardioray.training.settings import RunConfig
+
+    for task, values in run_settings(block.text):
+        RunConfig.build(task, {}, values)
+
+
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=named)
 def test_python_blocks_compile(block: Block) -> None:
     compile(block.text, str(block), "exec")
@@ -262,6 +286,11 @@ class TestTheChecks:
             ["ls"],
             ["wc"],
         ]
+
+    def test_settings_are_found(self) -> None:
+        text = "cardioray data check ffr D --set a.b=1\ncardioray train image --set c=2 --set d=3\n"
+        assert list(run_settings(text)) == [("ffr", ["a.b=1"]), ("image", ["c=2", "d=3"])]
+        assert len(list(run_settings("".join(b.text for b in SHELL)))) > 3
 
     @pytest.mark.parametrize(
         "text",
