@@ -61,20 +61,6 @@ class Registry(Generic[InfoT]):
         """Registered names that match a shell wildcard, in order of registration."""
         return [name for name in self._records if fnmatch.fnmatch(name, pattern)]
 
-    def select(self, patterns: str) -> list[str]:
-        """Names for a user's comma-separated list of names and wildcards; "all" is every name.
-
-        Raises:
-            ValueError: when one of the patterns matches nothing.
-        """
-        chosen: list[str] = []
-        for pattern in (part.strip() for part in patterns.split(",")):
-            matches = self.names("*" if pattern == "all" else pattern)
-            if not matches:
-                raise unknown_name(self.kind, pattern, self._records)
-            chosen.extend(name for name in matches if name not in chosen)
-        return chosen
-
     def __contains__(self, name: object) -> bool:
         return name in self._records
 

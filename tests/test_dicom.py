@@ -372,24 +372,25 @@ def test_info_holds_no_patient() -> None:
     assert info.sop_class == "X-Ray Angiographic Image Storage"
     assert (info.rows, info.columns, info.number_of_frames, info.bits_stored) == (8, 8, 3, 10)
     assert info.photometric == "MONOCHROME2"
-    assert info.fps == pytest.approx(15, abs=0.01)
+    assert info.frame_time_ms == pytest.approx(66.67, abs=0.05)
     assert info.pixel_spacing_mm == pytest.approx((0.25, 0.25))
     assert "Doe" not in repr(info)
     assert "4711" not in repr(info)
 
 
 @pytest.mark.parametrize(
-    ("tags", "fps"),
+    ("tags", "milliseconds"),
     [
         ({}, None),
-        ({"CineRate": 15}, 15),
-        ({"RecommendedDisplayFrameRate": 30}, 30),
-        ({"FrameTimeVector": [0, 40, 60]}, 20),
+        ({"CineRate": 10}, 100),
+        ({"RecommendedDisplayFrameRate": 20}, 50),
+        ({"FrameTimeVector": [0, 40, 60]}, 50),
         ({"FrameTime": 0}, None),
     ],
 )
-def test_frame_rate(tags: dict[str, object], fps: float | None) -> None:
-    assert read_dicom_info(to_bytes(make_dicom(RAMP, **tags))).fps == pytest.approx(fps)
+def test_frame_time(tags: dict[str, object], milliseconds: float | None) -> None:
+    info = read_dicom_info(to_bytes(make_dicom(RAMP, **tags)))
+    assert info.frame_time_ms == pytest.approx(milliseconds)
 
 
 def test_detector_spacing_without_magnification_is_not_spacing_in_the_patient() -> None:
@@ -467,7 +468,7 @@ def test_patient_tags_are_not_read() -> None:
 def test_real_cines(samples: Path) -> None:
     cine = (samples / "echo_dicom" / "color3d_jpeg_baseline.dcm").read_bytes()
     info = read_dicom_info(cine)
-    assert (info.modality, info.number_of_frames, round(info.fps or 0)) == ("US", 120, 30)
+    assert (info.modality, info.number_of_frames, round(info.frame_time_ms or 0)) == ("US", 120, 33)
     frames = read_frames(cine, frames=FrameSelection.parse("50-52"))
     assert [frame.shape for frame in frames] == [(480, 640, 3)] * 3
     still = read_frames((samples / "echo_dicom" / "JPGLosslessP14SV1_1s_1f_8b.dcm").read_bytes())

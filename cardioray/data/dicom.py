@@ -93,11 +93,6 @@ class DicomInfo:
     frame_time_ms: float | None
     pixel_spacing_mm: tuple[float, float] | None
 
-    @property
-    def fps(self) -> float | None:
-        """Frames a second, None where the file does not state the frame time."""
-        return 1000.0 / self.frame_time_ms if self.frame_time_ms else None
-
 
 def read_dicom_info(data: bytes) -> DicomInfo:
     """Describe a DICOM picture without decoding it.

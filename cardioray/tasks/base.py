@@ -101,11 +101,6 @@ class Monitor:
         gain = value - best if self.mode == "max" else best - value
         return bool(gain > min_delta)
 
-    @property
-    def worst(self) -> float:
-        """The value that any other one beats."""
-        return -float("inf") if self.mode == "max" else float("inf")
-
 
 class Task(ABC):
     """One clinical question with its inputs, targets, model, loss, metrics and answer.
