@@ -20,10 +20,10 @@ from ray.serve.context import _get_global_client
 
 from benchmarks.load import Client, Exchange, LoadSettings
 from benchmarks.report import ROOT, Cell, Ratio, Report
-from benchmarks.systems import free_port
 from benchmarks.untrained import Untrained, untrained_bundle
 from cardioray.config import config
 from cardioray.evaluation.plots import png_bytes
+from cardioray.machine import free_port
 from cardioray.serve.deploy import application_settings, serve_bundles
 from cardioray.serve.settings import ServerSettings
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import httpx
 
 from benchmarks.peers.common import BUNDLE_VARIABLE
 from benchmarks.report import ROOT
+from cardioray.machine import free_port
 
 _START_S = 180.0
 _STOP_S = 90.0
@@ -104,14 +104,6 @@ def running(system: System, bundle: Path, picture: Path, scratch: Path) -> Itera
         yield server
     finally:
         _stop(process)
-
-
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _wait_until_ready(

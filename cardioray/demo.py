@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from cardioray import config
 from cardioray.data import cluster
 from cardioray.data.pipeline import PrepareConfig, prepare
 from cardioray.evaluation.leaderboard_terminal import print_leaderboard
+from cardioray.machine import free_port
 from cardioray.phantoms.angiogram import PRESETS, write_angiograms
 from cardioray.predictor import load
 from cardioray.serve.deploy import application_settings, serve_bundles
@@ -195,7 +195,7 @@ def _serve_and_ask(comparison: Comparison, root: Path, console: Console) -> dict
     test = predictions[predictions["split"] == "test"]
     frames = test[test["patient_id"] == test["patient_id"].iloc[0]]["source"].unique()
     files = [("files", (root / "phantoms" / source).read_bytes()) for source in frames]
-    server = ServerSettings(port=_free_port())
+    server = ServerSettings(port=free_port())
     # What Serve does on the way is of no interest here; its warnings are.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serving = serve_bundles(application_settings([str(bundle.path)]), server)
@@ -214,10 +214,3 @@ def _serve_and_ask(comparison: Comparison, root: Path, console: Console) -> dict
         raise RuntimeError(f"the server's probability differs from Python's by {difference:.1e}.")
     console.print(f"cardioray.load(...).predict gives the same to {difference:.1e}.")
     return answer
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

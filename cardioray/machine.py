@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,3 +88,11 @@ def usable_memory_gib(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
 def free_gib(folder: Path) -> float | None:
     """Free space on a folder's disk in GiB, None when the folder does not exist."""
     return shutil.disk_usage(folder).free / GIB if folder.exists() else None
+
+
+def free_port() -> int:
+    """A port that nobody listens on, at any address of this machine."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+        return port

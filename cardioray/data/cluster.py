@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 
 from cardioray import storage
+from cardioray.machine import free_port
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def start_local(num_cpus: int | None = None, num_gpus: int | None = None) -> Non
     hasten_training()
     # That Ray wants a token of whoever joins is no news to act on: this process has it.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel("ERROR")
-    port = _free_port()
+    port = free_port()
     before = os.environ.get(_PORT)
     os.environ[_PORT] = str(port)
     try:
@@ -73,13 +73,6 @@ def start_local(num_cpus: int | None = None, num_gpus: int | None = None) -> Non
         else:
             os.environ[_PORT] = before
     _quiet_data()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def hasten_training() -> None:
