@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_training as tiny
 import torch
 from tiny_bundles import tiny_source
 
 import cardioray
+from cardioray.data.shards import ShardSet
 from cardioray.models.runtime import export_openvino
-from cardioray.training import export
+from cardioray.training import export, single
+from cardioray.training.outcome import Outcome
+from cardioray.training.run import make_plan
+from cardioray.training.settings import RunConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -40,6 +45,36 @@ def test_an_export_that_computes_something_else_is_left_out(
     assert "is not in this bundle" in (bundle.path / "README.md").read_text()
     predictor = cardioray.load(bundle.path, precision="fp32")
     assert predictor.runtime == "torch"
+
+
+@pytest.mark.parametrize("folds", [2, 0])
+def test_few_patients_are_calibrated_on_what_folds_say_of_them(
+    ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folds: int
+) -> None:
+    trained = []
+
+    def here(run: RunConfig, shards: ShardSet, split: Any, out: str, **named: Any) -> Outcome:
+        trained.append((named["name"], split))
+        folder = Path(out) / named["name"]
+        plan = make_plan(run, shards, split, str(folder), str(tmp_path / "weights"), None, "run")
+        return tiny.train_plan_here(plan)
+
+    monkeypatch.setattr(single, "train", here)
+    shards = tiny.tiny_shards(tmp_path)
+    run = tiny.tiny_run(f"split.cross_fit_folds={folds}", "train.epochs=1")
+    bundle = single.train_bundle(run, shards, str(tmp_path / "runs"), name="few")
+    (_, split), *others = trained
+    assert len(others) == folds
+    assert "calibration" not in set(split)
+    seen: list[str] = []
+    for _, fold in others:
+        assert (fold[split == "test"] == "").all()
+        seen += list(shards.samples["patient_id"][fold == "test"].unique())
+    development = shards.samples["patient_id"][split != "test"].unique()
+    assert sorted(seen) == (sorted(development) if folds else [])
+    warned = any("early stopping has seen" in text for text in bundle.metadata["warnings"])
+    assert warned == (folds == 0)
+    assert bundle.json("thresholds.json")["ffr"]["threshold"] is not None
 
 
 def test_without_git_the_bundle_is_written_all_the_same(

@@ -34,6 +34,8 @@ class SplitConfig:
         folds: number of folds where a comparison is cross-validated.
         min_calibration_patients: fewest calibration patients a class needs; with fewer there is no
             calibration split, its share is trained on, and calibration is cross-fitted.
+        cross_fit_folds: models trained beside a single one to cross-fit its calibration; 0
+            calibrates on validation patients instead, which early stopping has seen.
     """
 
     train: float = Field(default=0.6, gt=0, lt=1)
@@ -43,9 +45,12 @@ class SplitConfig:
     seed: int = Field(default=0, ge=0)
     folds: int = Field(default=5, ge=2)
     min_calibration_patients: int = Field(default=10, ge=1)
+    cross_fit_folds: int = Field(default=3, ge=0)
 
     def __post_init__(self) -> None:
         total = self.train + self.validation + self.calibration + self.test
+        if self.cross_fit_folds == 1:
+            raise ValueError("cross_fit_folds is 0 or at least 2.")
         if abs(total - 1) > 1e-6:
             raise ValueError(f"train, validation, calibration and test add up to {total:g}, not 1.")
 
@@ -129,6 +134,28 @@ def assign_folds(
         assigned = drawn.reindex(patients.index, fill_value="test")
         split = table["patient_id"].map(assigned).rename("split")
         results.append(Splits(split=split, calibration=calibration))
+    return results
+
+
+def folds_within(
+    table: pd.DataFrame, labels: NDArray[np.float32], part: NDArray[np.bool_], config: SplitConfig
+) -> list[pd.Series]:
+    """Folds over some of the rows; the others are in no split ("").
+
+    Args:
+        table: manifest rows; a `split` column is not looked at.
+        labels: one number a row, NaN where unknown.
+        part: which rows take part; all or none of a patient's.
+        config: number of folds, shares and seed.
+
+    Returns:
+        The split of every row in each fold.
+    """
+    results = []
+    for fold in assign_folds(table[part], labels[part], config):
+        split = pd.Series("", index=table.index, name="split")
+        split[part] = fold.split.to_numpy()
+        results.append(split)
     return results
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
+from ray.actor import ActorHandle
 
 from cardioray import storage
 from cardioray.bundle import SUMS, Bundle, open_bundle
 from cardioray.data import cluster
 from cardioray.data.shards import ShardSet
-from cardioray.data.splits import assign_splits
+from cardioray.data.splits import assign_splits, folds_within
 from cardioray.tasks.base import encode_labels
 from cardioray.training.export import BundleSource, write_bundle
 from cardioray.training.outcome import Outcome
@@ -20,7 +23,10 @@ from cardioray.training.progress import Shown, shown_progress
 from cardioray.training.run import make_plan, run_name, train
 from cardioray.training.settings import RunConfig
 
+log = logging.getLogger(__name__)
+
 BUNDLE = "bundle"
+CROSS_FIT = "cross_fit"
 WEIGHTS = "weights"
 
 
@@ -33,6 +39,10 @@ def train_bundle(
     shown: Shown | None = None,
 ) -> Bundle:
     """Divide the patients, train one model, and make a bundle of it at `<out>/<name>/bundle`.
+
+    Where patients are too few for calibration patients of their own, models of
+    `split.cross_fit_folds` folds are trained too: what they say of patients they have not seen
+    sets threshold, calibration and conformal set.
 
     The same call resumes a run that was killed, and returns the bundle of a finished one.
 
@@ -49,14 +59,50 @@ def train_bundle(
     cluster.connect()
     out = storage.absolute(out)
     labels = encode_labels(run.task, shards.samples)[run.task.targets[0].name]
-    split = assign_splits(shards.samples, labels, run.task.split).split
+    division = assign_splits(shards.samples, labels, run.task.split)
+    split = division.split
     name = name or run_name(run, shards, split)
+    place = storage.join(out, name, BUNDLE)
+    crossed = None
     with shown_progress(shown) as board:
         outcome = train(run, shards, split, out, name=name, progress=board)
-    place = storage.join(out, name, BUNDLE)
-    if storage.exists(storage.join(place, SUMS)):
-        return open_bundle(place)
-    return bundle_of_run(run, shards, split, outcome, place, name=name)
+        if storage.exists(storage.join(place, SUMS)):
+            return open_bundle(place)
+        if division.calibration == "cross-fitted":
+            crossed = _out_of_fold(run, shards, split, storage.join(out, name, CROSS_FIT), board)
+    return bundle_of_run(
+        run, shards, split, outcome, place, name=name, calibration_predictions=crossed
+    )
+
+
+def _out_of_fold(
+    run: RunConfig,
+    shards: ShardSet,
+    split: pd.Series[str],
+    out: str,
+    board: ActorHandle[Any] | None,
+) -> pd.DataFrame | None:
+    """Predictions for all patients but the test ones, each by a model that has not seen them.
+
+    None where the settings want none, or where there are too few patients for two folds.
+    """
+    if not run.task.split.cross_fit_folds:
+        return None
+    labels = encode_labels(run.task, shards.samples)[run.task.targets[0].name]
+    development = (split != "test").to_numpy()
+    folded = replace(run.task.split, folds=run.task.split.cross_fit_folds)
+    try:
+        folds = folds_within(shards.samples, labels, development, folded)
+    except ValueError as error:
+        log.warning("Calibration is not cross-fitted: %s", error)
+        return None
+    log.info("Few patients: %d more models are trained to cross-fit calibration.", len(folds))
+    tables = []
+    for number, fold in enumerate(folds):
+        outcome = train(run, shards, fold, out, name=f"fold{number}", progress=board)
+        table = outcome.predictions()
+        tables.append(table[table["split"] == "test"])
+    return pd.concat(tables, ignore_index=True)
 
 
 def bundle_of_run(

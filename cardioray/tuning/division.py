@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cardioray import config
 from cardioray.data.shards import ShardSet
-from cardioray.data.splits import SplitConfig, assign_folds, assign_splits
+from cardioray.data.splits import SplitConfig, assign_splits, folds_within
 from cardioray.targets import BinaryTarget, RegressionTarget
 from cardioray.tasks.base import encode_labels
 from cardioray.training.settings import RunConfig
@@ -49,13 +49,8 @@ def divide(run: RunConfig, shards: ShardSet, settings: CompareConfig) -> Divisio
     final = assign_splits(shards.samples, labels, configured)
     development = (final.split != "test").to_numpy()
     _warn_of_unused(shards.samples[development], configured, settings)
-    table = shards.samples[development].drop(columns="split", errors="ignore")
     folded = config.replace(configured, [f"folds={settings.folds}", f"seed={settings.seed}"])
-    folds = []
-    for fold in assign_folds(table, labels[development], folded):
-        split = pd.Series("", index=shards.samples.index)
-        split[development] = fold.split.to_numpy()
-        folds.append(split)
+    folds = folds_within(shards.samples, labels, development, folded)
     _require_both_classes(folds, labels, target)
     return Division(final=final.split, folds=folds, calibration=final.calibration)
 
