@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from cardioray.data.manifest import study_ids
 from cardioray.data.ranks import RankedRows, Rows
 from cardioray.data.shards import ShardSet
 from cardioray.machine import usable_cores
@@ -492,7 +493,7 @@ def predictions_table(
             {
                 "sample_id": ids["sample_id"].to_numpy(),
                 "patient_id": ids["patient_id"].to_numpy(),
-                "study_id": ids["study_id" if "study_id" in ids else "patient_id"].to_numpy(),
+                "study_id": study_ids(ids).to_numpy(),
                 "source": ids["source"].to_numpy(),
                 "split": split,
                 "head": target.name,

@@ -21,6 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cardioray import config, storage
 from cardioray.data import cluster
+from cardioray.data.manifest import check_studies
 from cardioray.data.pipeline import read_rows
 from cardioray.data.ranks import RankedRows
 from cardioray.data.shards import ShardSet
@@ -163,11 +164,12 @@ def make_plan(
 
     Raises:
         ValueError: when the shards were made with other settings, the folder holds another run, a
-            split is empty, or the training rows have one class only or do not fill one step of
-            every worker.
+            study has two labels, a split is empty, or the training rows have one class only or do
+            not fill one step of every worker.
     """
     require_fitting(run.task, shards)
     labels = encode_labels(run.task, shards.samples)
+    check_studies(shards.samples, labels)
     rows = shards.samples["row"].to_numpy(np.int64)
     known = np.isfinite(labels[run.task.targets[0].name])
     chosen = {
