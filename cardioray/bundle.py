@@ -59,10 +59,12 @@ class Bundle:
 
     Attributes:
         path: the directory.
+        place: where it was opened from: that directory, or an s3:// prefix.
         metadata: the content of metadata.json.
     """
 
     path: Path
+    place: str
     metadata: Mapping[str, Any]
 
     @property
@@ -162,7 +164,7 @@ def open_bundle(path: str, cache: Path | None = None) -> Bundle:
     for name in (CONFIG, MODEL, CARD):
         if not (folder / name).is_file():
             raise BundleError(f"{path}: {name} is missing; the bundle is not complete.")
-    return Bundle(path=folder, metadata=metadata)
+    return Bundle(path=folder, place=path, metadata=metadata)
 
 
 def now() -> str:

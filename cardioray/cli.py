@@ -221,7 +221,7 @@ def train(
     shards = _shards(context, run, data, out, patient_from, max_bad)
     bundle = train_bundle(run, shards, out, name=name, shown=_shown(run, "Training"))
     _show_metrics(bundle)
-    console.print(f"Bundle: {bundle.path}")
+    console.print(f"Bundle: {bundle.place}")
 
 
 @app.command()
@@ -272,7 +272,7 @@ def compare(
     print_leaderboard(result.leaderboard, console)
     for bundle in result.bundles:
         _show_metrics(bundle)
-        console.print(f"Bundle: {bundle.path}")
+        console.print(f"Bundle: {bundle.place}")
     console.print(f"Leaderboard: {out}/leaderboard.html")
 
 

@@ -117,8 +117,8 @@ def run_demo(out: str, settings: DemoConfig, console: Console) -> dict[str, Any]
     answer = _serve_and_ask(comparison, root, console)
     say("Done")
     console.print(f"Leaderboard: {root / 'compare' / 'leaderboard.html'}")
-    console.print(f"Bundle:      {comparison.bundles[0].path}")
-    console.print(f"Serve again: cardioray serve {comparison.bundles[0].path}")
+    console.print(f"Bundle:      {comparison.bundles[0].place}")
+    console.print(f"Serve again: cardioray serve {comparison.bundles[0].place}")
     _require_learned(settings, auc)
     return answer
 

@@ -46,6 +46,7 @@ from cardioray.targets import BinaryTarget, RegressionTarget
 from cardioray.tasks.base import LabelStatistics
 from cardioray.training.outcome import PREDICTIONS
 from cardioray.training.pictures import prediction_picture
+from cardioray.training.scratch import process_folder
 from cardioray.training.settings import RunConfig
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ def write_bundle(source: BundleSource, out: str) -> Bundle:
         _write_files(source, folder)
         bundles.seal(folder)
         bundles.copy_bundle(str(folder), out)
-    return bundles.open_bundle(out)
+    return bundles.open_bundle(out, process_folder())
 
 
 def _write_files(source: BundleSource, folder: Path) -> None:

@@ -38,10 +38,6 @@ log = logging.getLogger(__name__)
 STARTED = "started.json"
 
 
-# What changes how a run is carried out, and not what comes of it.
-_WITHOUT_EFFECT = ("max_failures", "checkpoint_every")
-
-
 def run_name(run: RunConfig, shards: ShardSet, split: pd.Series[str]) -> str:
     """A name that changes with anything that changes the result, so that a rerun resumes."""
     model = run.to_dict().get("model", {}).get("backbone", "model")
@@ -50,8 +46,7 @@ def run_name(run: RunConfig, shards: ShardSet, split: pd.Series[str]) -> str:
 
 def _request(run: RunConfig, shards: ShardSet, split: pd.Series[str]) -> str:
     """A short hash over settings, data, division and the file of starting weights."""
-    what = run.to_dict() | {"scale": {"workers": run.scale.workers}}
-    what["train"] = {k: v for k, v in what["train"].items() if k not in _WITHOUT_EFFECT}
+    what = run.decisive()
     assignment = pd.util.hash_pandas_object(split.reset_index(drop=True)).to_numpy().tobytes()
     given = what.get("model", {}).get("weights")
     weights = storage.fingerprints([given]) if given else []

@@ -245,6 +245,13 @@ class RunConfig:
         settings: Any = config.parse(task_type.settings_type, values, texts)
         return cls(task=task_type(settings), **parsed)
 
+    def decisive(self) -> dict[str, Any]:
+        """The part of the written form that decides what a run computes."""
+        written = self.to_dict() | {"scale": {"workers": self.scale.workers}}
+        aside = ("max_failures", "checkpoint_every")
+        written["train"] = {k: v for k, v in written["train"].items() if k not in aside}
+        return written
+
     def to_dict(self) -> dict[str, Any]:
         """The written form; `build` reads it back."""
         return {

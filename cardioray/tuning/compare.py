@@ -337,15 +337,12 @@ def trials_digest(
     Another number of refits, of trials at a time or of restarts goes on with the trials that are
     there.
     """
-    trained = run.to_dict() | {"scale": {"workers": run.scale.workers}}
     searching = config.to_dict(settings)
-    for name in ("max_failures", "checkpoint_every"):
-        del trained["train"][name]
     for name in ("refits", "max_concurrent"):
         del searching[name]
     return config.digest(
         [
-            trained,
+            run.decisive(),
             searching,
             dataset_hash,
             [int(pd.util.hash_pandas_object(fold).sum()) for fold in folds],
