@@ -161,6 +161,24 @@ def test_the_type_of_a_part_and_a_body_without_a_type_do_not_matter(server: Serv
     same(server.post(files={"file": ("x", data, "text/plain")}).json(), expected)
 
 
+@pytest.mark.samples
+def test_real_angiograms_are_answered_as_in_python(server: Server, samples: Path) -> None:
+    folders = (samples / "angio_danilov" / "image_dir", samples / "angio_cadica")
+    files = sorted(file for folder in folders for file in folder.iterdir())
+    assert len(files) == 9
+    for file in files:
+        data = file.read_bytes()
+        response = server.post(content=data, params={"overlay": "gradcam++"})
+        assert response.status_code == 200
+        answer = response.json()
+        [overlay] = answer.pop("overlays")
+        image = Image.open(io.BytesIO(base64.b64decode(overlay["png"].partition(",")[2])))
+        assert image.size == Image.open(file).size
+        same(answer, server.predictor.predict([data]))
+        # The network was fitted on noise.
+        assert any("unlike the training" in warning for warning in answer["warnings"])
+
+
 def test_every_client_gets_its_own_answer_out_of_a_batch(server: Server) -> None:
     pictures = [png(seed) for seed in range(48)]
 
