@@ -30,6 +30,7 @@ def samples() -> Path:
     return folder
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first; and what one process runs when several share the tests.
 
