@@ -6,15 +6,18 @@ import functools
 import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
+from torchvision import transforms  # type: ignore[import-untyped]
 
 import cardioray
+from cardioray.models.classifier import ImageClassifier
 
 BUNDLE_VARIABLE = "CARDIORAY_BENCHMARK_BUNDLE"
 
@@ -24,9 +27,18 @@ def bundle_folder() -> Path:
     return Path(os.environ[BUNDLE_VARIABLE])
 
 
-def load_network() -> nn.Module:
-    """The network in eager PyTorch, fp32, eval mode; takes (B, H, W, C) uint8."""
-    return cardioray.load(bundle_folder(), runtime="torch", precision="fp32").model
+def load_network() -> tuple[nn.Module, Callable[[NDArray[np.uint8]], Tensor]]:
+    """The network as notebooks have it: eager PyTorch, fp32, eval mode, channels first.
+
+    Returns:
+        The network, from (B, C, H, W) to logits by target, and torchvision's transform that makes
+        one of its inputs (C, H, W) from a picture.
+    """
+    model = cardioray.load(bundle_folder(), runtime="torch", precision="fp32").model
+    assert isinstance(model, ImageClassifier)
+    mean, std = (values.flatten().tolist() for values in (model.mean, model.std))
+    to_input = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
+    return nn.Sequential(model.backbone, model.head), to_input
 
 
 @functools.cache

@@ -10,12 +10,12 @@ from fastapi import FastAPI, File, UploadFile
 from benchmarks.peers.common import load_network, read_picture
 
 app = FastAPI()
-network = load_network()
+network, to_input = load_network()
 
 
 @app.post("/predict")
 async def predict(file: Annotated[UploadFile, File()]) -> dict[str, float]:
-    picture = read_picture(await file.read())
+    picture = to_input(read_picture(await file.read()))
     with torch.no_grad():
-        logit = network(torch.from_numpy(picture)[None])["ffr"]
+        logit = network(picture[None])["ffr"]
     return {"probability": float(torch.sigmoid(logit)[0])}

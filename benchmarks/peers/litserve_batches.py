@@ -6,9 +6,7 @@ import sys
 from typing import Any
 
 import litserve
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.peers.common import load_network, read_picture
@@ -22,13 +20,14 @@ class Answerer(litserve.LitAPI):
     """The steps LitServe calls in its worker process."""
 
     def setup(self, device: str) -> None:
-        self.network = load_network().to(device)
+        network, self.to_input = load_network()
+        self.network = network.to(device)
 
-    def decode_request(self, request: Any) -> NDArray[np.uint8]:
-        return read_picture(request["file"].file.read())
+    def decode_request(self, request: Any) -> Tensor:
+        return self.to_input(read_picture(request["file"].file.read()))
 
-    def batch(self, inputs: list[NDArray[np.uint8]]) -> Tensor:
-        return torch.from_numpy(np.stack(inputs))
+    def batch(self, inputs: list[Tensor]) -> Tensor:
+        return torch.stack(inputs)
 
     def predict(self, x: Tensor) -> Tensor:
         with torch.no_grad():
