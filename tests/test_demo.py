@@ -6,6 +6,7 @@ winner that saw the test patients, a threshold fitted on them.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,13 @@ SMALL = DemoConfig(
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
     """Its folder, the answer it got, and what it printed."""
     folder = tmp_path_factory.mktemp("demo")
-    console = Console(width=80, record=True, quiet=True)
+    printed = io.StringIO()
     with private_folder() as private, environment({"RAY_TMPDIR": str(private)}):
         try:
-            answer = run_demo(str(folder), SMALL, console)
+            answer = run_demo(str(folder), SMALL, Console(file=printed, width=80))
         finally:
             ray.shutdown()
-    return folder, answer, console.export_text()
+    return folder, answer, printed.getvalue()
 
 
 def test_nothing_is_found_in_shuffled_labels(demo: tuple[Path, dict[str, Any], str]) -> None:
