@@ -81,6 +81,11 @@ def several_nodes(nodes: list[dict[str, Any]]) -> Iterator[Cluster]:
             started.shutdown()
 
 
+def heed_interrupts() -> None:
+    """What a shell leaves out for a job in the background, as which these tests may run."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def end_tree(pid: int) -> None:
     """SIGKILL a process, then everything it started, by number; like a machine that lost power."""
     for process in (pid, *descendants(pid)):

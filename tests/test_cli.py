@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from ray_cluster import heed_interrupts
 
 from cardioray import cli, doctor
 from cardioray.config import Failed
@@ -124,7 +125,10 @@ def test_ctrl_c_ends_with_130_and_no_trace(tmp_path: Path) -> None:
     os.mkfifo(fifo)
     command = [sys.executable, "-c", "from cardioray.cli import main; main()"]
     with subprocess.Popen(
-        [*command, "data", "check", "ffr", str(fifo)], stderr=subprocess.PIPE, text=True
+        [*command, "data", "check", "ffr", str(fifo)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
     ) as waiting:
         writer = os.open(fifo, os.O_WRONLY)  # comes back when the command reads
         waiting.send_signal(signal.SIGINT)
