@@ -78,7 +78,9 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, Failed) as error:
-        Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False)
+        # Unwrapped, so that a path can be copied.
+        text = f"[bold red]Error:[/] {escape(str(error))}"
+        Console(stderr=True).print(text, highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
