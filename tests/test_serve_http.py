@@ -145,12 +145,13 @@ def test_a_dicom_run_is_answered_as_in_python(server: Server) -> None:
     same(answer.json(), server.predictor.predict([data]))
 
 
-def test_several_files_are_one_study(server: Server) -> None:
-    files = [png(seed) for seed in range(5)]
+@pytest.mark.parametrize("count", [5, 10])
+def test_several_files_are_one_study(server: Server, count: int) -> None:
+    files = [png(seed) for seed in range(count)]
     parts = [("files", (f"{i}.png", data, "image/png")) for i, data in enumerate(files)]
     answer = server.post(files=parts)
     assert answer.status_code == 200
-    assert answer.json()["frames"] == 5
+    assert answer.json()["frames"] == count
     same(answer.json(), server.predictor.predict(files))
 
 

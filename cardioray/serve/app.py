@@ -14,7 +14,7 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application, Deployment
-from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
 
 from cardioray import config, storage
 from cardioray.serve.replica import Answerer, ModelReplica
@@ -25,6 +25,9 @@ GRACEFUL_SHUTDOWN_S = 60.0
 # By default Serve collects figures every 10 s and averages 30 s: too slow for a burst of studies.
 METRICS_INTERVAL_S = 1.0
 LOOK_BACK_S = 5.0
+# A proxy that found every replica full asks again after this time. Serve's own waits grow to 0.5 s,
+# in which replicas that have room again stand still.
+ASK_AGAIN_S = 0.01
 _VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)(?::-([^}]*))?\}")
 
 
@@ -45,6 +48,9 @@ def build(args: Mapping[str, Any]) -> Application:
         "max_queued_requests": settings.max_queued_requests,
         "backpressure_config": BackpressureConfig(
             status_code=503, retry_after_s=settings.retry_after_s
+        ),
+        "request_router_config": RequestRouterConfig(
+            initial_backoff_s=ASK_AGAIN_S, backoff_multiplier=1, max_backoff_s=ASK_AGAIN_S
         ),
         # Serve's own access log writes paths and request ids as the client sends them.
         "logging_config": {"enable_access_log": False},

@@ -94,7 +94,8 @@ class ServeSettings:
         max_batch_size: frames that go through the network at once.
         batch_wait_ms: how long an idle model waits for a batch to fill. While it is busy, requests
             gather anyway, so that 0 loses nothing on a CPU.
-        max_ongoing_requests: requests a replica holds; at least twice `max_batch_size`.
+        max_ongoing_requests: requests a replica holds, those that wait for its model included; at
+            least twice `max_batch_size`.
         max_queued_requests: requests each proxy holds back for a full application; the next one
             is answered with 503 and Retry-After.
         retry_after_s: what Retry-After says.
@@ -117,7 +118,7 @@ class ServeSettings:
     ingress_scaling: Scaling = Scaling()
     max_batch_size: int = Field(default=8, ge=1, le=32)
     batch_wait_ms: float = Field(default=0.0, ge=0, le=1000)
-    max_ongoing_requests: int = Field(default=16, ge=1)
+    max_ongoing_requests: int = Field(default=32, ge=1)
     max_queued_requests: int = Field(default=64, ge=1)
     retry_after_s: int = Field(default=1, ge=1)
     limits: Limits = Limits()
