@@ -51,15 +51,15 @@ def test_a_second_call_does_nothing_and_a_change_does(ray_local: None, tmp_path:
     assert prepared(pictures, out).index == first.index
     assert times(out) == before
 
-    other = RunConfig.build("ffr", {}, [*tiny.TINY, "preprocess.image_size=16"]).task
+    other = RunConfig.build("ffr", {}, [*tiny.TINY, "preprocess.image_size=40"]).task
     manifest = TASK.read_manifest(str(pictures), None)
-    smaller = prepare(other, manifest, str(out), SMALL_PARTS)
-    assert smaller.index.columns == {"image": [16, 16, 1]}
-    assert smaller.index.dataset_hash != first.index.dataset_hash
+    larger = prepare(other, manifest, str(out), SMALL_PARTS)
+    assert larger.index.columns == {"image": [40, 40, 1]}
+    assert larger.index.dataset_hash != first.index.dataset_hash
 
     (pictures / "p00_0.png").write_bytes((pictures / "p01_0.png").read_bytes())
     changed = prepared(pictures, out)
-    assert changed.index.dataset_hash not in (first.index.dataset_hash, smaller.index.dataset_hash)
+    assert changed.index.dataset_hash not in (first.index.dataset_hash, larger.index.dataset_hash)
 
 
 def test_parts_of_the_replaced_shards_stay_and_older_ones_go(
@@ -74,19 +74,19 @@ def test_parts_of_the_replaced_shards_stay_and_older_ones_go(
     def parts() -> set[str]:
         return {f"data/{file.name}" for file in (out / "data").glob("part-*.parquet")}
 
-    first, second = of_size(32), of_size(16)
+    first, second = of_size(32), of_size(40)
     assert parts() == {*first.index.parts, *second.index.parts}
     # A training that opened the first shards goes on reading them.
     rows = first.samples["row"].to_numpy()
     assert take_rows(first, rows, TASK.columns)["image"].shape == (16, 32, 32, 1)
-    third = of_size(24)
+    third = of_size(48)
     assert parts() == {*second.index.parts, *third.index.parts}
     assert {file.stem for file in (out / "data").glob("*.json")} == {
         Path(part).stem for part in parts()
     }
     # Turning back to the replaced settings decodes nothing again.
     before = times(out / "data")
-    assert of_size(16).index == second.index
+    assert of_size(40).index == second.index
     after = times(out / "data")
     assert {f: t for f, t in after.items() if "samples-" not in f} == {
         f: t for f, t in before.items() if "samples-" not in f
