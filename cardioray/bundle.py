@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from cardioray import storage
+from cardioray.scratch import process_folder
 
 FORMAT_VERSION = 1
 SUMS = "SHA256SUMS"
@@ -137,14 +138,14 @@ def open_bundle(path: str, cache: Path | None = None) -> Bundle:
 
     Args:
         path: local directory or s3:// prefix.
-        cache: where to keep the copy of a remote bundle; a new temporary folder by default.
+        cache: where to keep the copy of a remote bundle; by default until this process ends.
 
     Raises:
         BundleError: when a file is missing, added or changed, a key is missing, or the format is
             newer than this version of CardioRay reads.
     """
     if storage.is_remote(path):
-        folder = Path(tempfile.mkdtemp(prefix="cardioray-bundle-", dir=cache))
+        folder = Path(tempfile.mkdtemp(prefix="cardioray-bundle-", dir=cache or process_folder()))
         storage.copy_folder(path, str(folder))
     else:
         folder = Path(path).expanduser()

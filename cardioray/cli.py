@@ -281,7 +281,9 @@ def compare(
 @app.command()
 def evaluate(
     context: typer.Context,
-    bundle: Annotated[str | None, typer.Argument(help="A bundle; or give --predictions.")] = None,
+    bundle: Annotated[
+        str | None, typer.Argument(help="A bundle or comparison; or give --predictions.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Data set to score the bundle on.")] = None,
     predictions: Annotated[str | None, typer.Option(help="Anyone's predictions table.")] = None,
     task: Annotated[str | None, typer.Option(help="Task of --predictions.")] = None,
@@ -332,7 +334,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    bundle: Annotated[str, typer.Argument(help="A bundle.")],
+    bundle: Annotated[str, typer.Argument(help="A bundle, or a comparison for its winner.")],
     paths: Annotated[list[str], typer.Argument(help="Files, folders or s3:// prefixes.")],
     out: Annotated[str, typer.Option(help="Table to write: .parquet or .csv.")],
     study_from: Annotated[

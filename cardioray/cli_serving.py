@@ -26,7 +26,12 @@ ServeOptions = Annotated[
 Host = Annotated[str, typer.Option(help="Address to listen on; beyond loopback needs API keys.")]
 Port = Annotated[int, typer.Option(min=1, max=65535)]
 Fast = Annotated[bool, typer.Option("--fast", help="HAProxy in front; see docs/serving.md.")]
-BundlePath = Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle; local or s3://.")]
+BundlePath = Annotated[
+    str,
+    typer.Argument(
+        metavar="BUNDLE", help="A bundle, or a comparison for its winner; local or s3://."
+    ),
+]
 Store = Annotated[str, typer.Argument(metavar="STORE", help="Folder or s3:// prefix of bundles.")]
 
 

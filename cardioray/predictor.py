@@ -31,6 +31,7 @@ from cardioray.explain.cam import (
     overlay,
     to_source,
 )
+from cardioray.model_store import bundle_place
 from cardioray.models.classifier import ImageClassifier
 from cardioray.models.gate import InputGate
 from cardioray.models.runtime import (
@@ -281,13 +282,14 @@ def load(path: str | Path, **options: Any) -> Predictor:
     """Open a bundle and make it ready to answer.
 
     Args:
-        path: local directory or s3:// prefix.
+        path: local directory or s3:// prefix of a bundle, or of a comparison for its winner.
         **options: of `Predictor`: runtime, precision, num_threads.
 
     Raises:
         BundleError: when the bundle is damaged or of another version.
+        ValueError: when a comparison holds no bundle.
     """
-    return Predictor(open_bundle(str(path)), **options)
+    return Predictor(open_bundle(bundle_place(str(path))), **options)
 
 
 def read_operating_points(

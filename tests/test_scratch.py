@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from cardioray.training import scratch
+from cardioray import scratch
 
 HOLDER = """
 import sys, time
-from cardioray.training.scratch import process_folder
+from cardioray.scratch import process_folder
 folder = process_folder()
 (folder / "tensors").write_bytes(b"x")
 print(folder, flush=True)

@@ -28,6 +28,7 @@ import cardioray
 from cardioray import config, storage
 from cardioray.bundle import BundleError
 from cardioray.model_store import promote, rollback
+from cardioray.scratch import process_folder
 from cardioray.serve.app import build
 from cardioray.serve.auth import new_key
 from cardioray.serve.deploy import (
@@ -38,7 +39,6 @@ from cardioray.serve.deploy import (
 )
 from cardioray.serve.hosting import describe, load_remote
 from cardioray.serve.settings import ServerSettings, ServeSettings
-from cardioray.training.scratch import process_folder
 
 pytestmark = pytest.mark.ray
 

@@ -35,6 +35,7 @@ from cardioray.inference.actors import (
     SourceFile,
     run_on_actors,
 )
+from cardioray.model_store import bundle_place
 from cardioray.predictor import MAX_BATCH, ModelOutputs, Predictor
 from cardioray.targets import Target
 from cardioray.tasks.base import DecodedSample
@@ -98,7 +99,7 @@ def predict_files(
     A study of which some files cannot be read is answered from the others, with a warning.
 
     Args:
-        bundle: local directory or s3:// prefix.
+        bundle: local directory or s3:// prefix of a bundle, or of a comparison for its winner.
         paths: files, folders, s3:// prefixes, or tables with a column `source` (and `study_id` or
             `patient_id`, `frame`). A folder is read by the `manifest.*` in it where it has one.
         out: the table to write, .parquet or .csv.
@@ -119,7 +120,7 @@ def predict_files(
     if not out.endswith((".parquet", ".csv")):
         raise ValueError(f"--out {out}: the table is a .parquet or .csv file.")
     cluster.connect()
-    bundle, out = storage.absolute(bundle), storage.absolute(out)
+    bundle, out = storage.absolute(bundle_place(bundle)), storage.absolute(out)
     inputs = [storage.absolute(path) for path in paths]
     for path in (bundle, out, *inputs):
         cluster.require_shared(path, shared_storage)

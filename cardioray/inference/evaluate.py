@@ -30,6 +30,7 @@ from cardioray.evaluation.report import (
 )
 from cardioray.inference.actors import Loading, Precision, RuntimeName
 from cardioray.inference.scoring import score_files
+from cardioray.model_store import bundle_place
 from cardioray.predictor import Predictor
 from cardioray.targets import BinaryTarget, RegressionTarget
 from cardioray.tasks.base import Task
@@ -57,7 +58,7 @@ def evaluate_bundle(
     `split` column, or on all rows where there is none.
 
     Args:
-        bundle_path: local directory or s3:// prefix.
+        bundle_path: local directory or s3:// prefix of a bundle, or of a comparison for its winner.
         data: a data set as `prepare` takes it, with labels.
         split: split to score.
         out: folder or prefix for metrics.json, predictions.parquet and plots; None writes nothing.
@@ -76,7 +77,7 @@ def evaluate_bundle(
     """
     console = console or Console()
     cluster.connect()
-    bundle_path, data = storage.absolute(bundle_path), storage.absolute(data)
+    bundle_path, data = storage.absolute(bundle_place(bundle_path)), storage.absolute(data)
     for path in (bundle_path, data):
         cluster.require_shared(path, shared_storage)
     with tempfile.TemporaryDirectory(prefix="cardioray-evaluate-") as scratch:

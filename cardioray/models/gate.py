@@ -242,7 +242,7 @@ class InputGate:
         )
 
     def summary(self) -> dict[str, Any]:
-        """The accepted ranges in plain numbers, for a JSON file or a model card."""
+        """The accepted ranges in plain numbers, for the model card."""
         ranges = zip(MEASURES.items(), self.pixels.low, self.pixels.high, strict=True)
         pixels = {
             name: {

@@ -22,12 +22,12 @@ from cardioray.bundle import Bundle, open_bundle
 from cardioray.model_store import bundle_place, production_path
 from cardioray.predictor import ModelOutputs, Predictor
 from cardioray.registry import unknown_name
+from cardioray.scratch import process_folder
 from cardioray.serve.batcher import Batcher
 from cardioray.serve.metrics import ServeMetrics
 from cardioray.serve.problems import Problem
 from cardioray.serve.settings import ServeSettings
 from cardioray.tasks.base import DecodedSample
-from cardioray.training.scratch import process_folder
 
 RuntimeName = Literal["auto", "openvino", "torch"]
 

@@ -11,7 +11,6 @@ from pydantic import Field
 from cardioray.config import config
 
 MIB = 2**20
-OVERLAY_METHODS = ("gradcam", "gradcam++", "scorecam")
 
 
 @config

@@ -46,7 +46,6 @@ from cardioray.targets import BinaryTarget, RegressionTarget
 from cardioray.tasks.base import LabelStatistics
 from cardioray.training.outcome import PREDICTIONS
 from cardioray.training.pictures import prediction_picture
-from cardioray.training.scratch import process_folder
 from cardioray.training.settings import RunConfig
 
 log = logging.getLogger(__name__)
@@ -112,7 +111,7 @@ def write_bundle(source: BundleSource, out: str) -> Bundle:
         _write_files(source, folder)
         bundles.seal(folder)
         bundles.copy_bundle(str(folder), out)
-    return bundles.open_bundle(out, process_folder())
+    return bundles.open_bundle(out)
 
 
 def _write_files(source: BundleSource, folder: Path) -> None:
@@ -148,7 +147,7 @@ def _write_files(source: BundleSource, folder: Path) -> None:
     _write_plots(source, points, folder)
     metadata = _metadata(source, points)
     (folder / bundles.METADATA).write_bytes(dump_json(metadata))
-    (folder / bundles.CARD).write_text(_card(metadata, evaluations, tolerance, folder))
+    (folder / bundles.CARD).write_text(_card(metadata, evaluations, tolerance, gate, folder))
 
 
 def _operating_point(
@@ -403,6 +402,7 @@ def _card(
     metadata: Mapping[str, Any],
     evaluations: Mapping[str, Evaluation],
     tolerance: Mapping[str, Any],
+    gate: InputGate,
     folder: Path,
 ) -> str:
     template = (Path(__file__).parent / "model_card.md.jinja").read_text()
@@ -414,6 +414,7 @@ def _card(
         meta=metadata,
         evaluations=evaluations,
         tolerance=tolerance,
+        inputs=gate.summary(),
         pictures=pictures,
         title_of=title_of,
     )

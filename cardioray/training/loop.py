@@ -31,13 +31,13 @@ from cardioray.data.ranks import RankedRows, Rows
 from cardioray.data.shards import ShardSet
 from cardioray.machine import usable_cores
 from cardioray.models.runtime import use_bf16
+from cardioray.scratch import process_folder
 from cardioray.tasks.base import Batch, LabelStatistics, Monitor, Task
 from cardioray.training.feed import RowFeed, epoch_order
 from cardioray.training.logs import RunLogs
 from cardioray.training.outcome import write_outcome
 from cardioray.training.progress import DONE, RUNNING
 from cardioray.training.schedule import note_plateau, scheduled_rate
-from cardioray.training.scratch import process_folder
 from cardioray.training.settings import RunConfig, StageConfig
 from cardioray.training.state import Progress, TrainState, read_progress
 

@@ -25,12 +25,12 @@ from cardioray.data.manifest import check_studies
 from cardioray.data.pipeline import read_rows
 from cardioray.data.ranks import RankedRows
 from cardioray.data.shards import ShardSet
+from cardioray.scratch import remove_abandoned
 from cardioray.tasks.base import Task, encode_labels
 from cardioray.training.loop import SCORED_SPLITS, TrainPlan, train_worker
 from cardioray.training.outcome import CONFIG, Outcome, read_outcome
 from cardioray.training.progress import STARTING
 from cardioray.training.resources import threads_per_worker, worker_resources
-from cardioray.training.scratch import remove_abandoned
 from cardioray.training.settings import RunConfig
 
 log = logging.getLogger(__name__)

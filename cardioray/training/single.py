@@ -21,7 +21,6 @@ from cardioray.training.export import BundleSource, write_bundle
 from cardioray.training.outcome import Outcome
 from cardioray.training.progress import Shown, shown_progress
 from cardioray.training.run import make_plan, run_name, train
-from cardioray.training.scratch import process_folder
 from cardioray.training.settings import RunConfig
 
 log = logging.getLogger(__name__)
@@ -68,7 +67,7 @@ def train_bundle(
     with shown_progress(shown) as board:
         outcome = train(run, shards, split, out, name=name, progress=board)
         if storage.exists(storage.join(place, SUMS)):
-            return open_bundle(place, process_folder())
+            return open_bundle(place)
         if division.calibration == "cross-fitted":
             crossed = _out_of_fold(run, shards, split, storage.join(out, name, CROSS_FIT), board)
     return bundle_of_run(

@@ -29,6 +29,7 @@ from cardioray.evaluation.leaderboard import Leaderboard, LeaderboardEntry, buil
 from cardioray.evaluation.leaderboard_page import Picture
 from cardioray.models.cost import ModelCost, measure_cost
 from cardioray.models.runtime import use_bf16
+from cardioray.scratch import process_folder
 from cardioray.targets import BinaryTarget
 from cardioray.training.outcome import LOG, read_outcome
 from cardioray.training.pictures import prediction_picture
@@ -40,7 +41,6 @@ from cardioray.training.resources import (
 )
 from cardioray.training.run import make_plan, train
 from cardioray.training.scoring import score_plan
-from cardioray.training.scratch import process_folder
 from cardioray.training.settings import RunConfig, ScaleConfig
 from cardioray.training.single import WEIGHTS, bundle_of_run
 from cardioray.training.state import read_best_weights
@@ -279,7 +279,7 @@ class _Comparing:
         """Train once more, on development patients only, and score the held-out test patients."""
         out = storage.join(self.out, BUNDLES, name)
         if storage.exists(storage.join(out, SUMS)):
-            return open_bundle(out, process_folder())
+            return open_bundle(out)
         # It has the cluster to itself, which the trials shared.
         run = self.context.trial(name, trials[0].overrides)
         run = dataclasses.replace(run, scale=self.asked)

@@ -20,11 +20,11 @@ from ray.tune.search.optuna import OptunaSearch
 
 from cardioray import config, storage
 from cardioray.data.shards import ShardSet
+from cardioray.scratch import remove_abandoned
 from cardioray.tasks.base import Monitor
 from cardioray.training.outcome import read_outcome
 from cardioray.training.progress import DONE, FAILED, STARTING, STOPPED, WAITING
 from cardioray.training.run import train
-from cardioray.training.scratch import remove_abandoned
 from cardioray.training.settings import RunConfig
 from cardioray.training.single import WEIGHTS
 from cardioray.tuning.settings import AshaConfig, CompareConfig, SearchConfig

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-PREFIX = "cardioray-checkpoint-"
+PREFIX = "cardioray-scratch-"
 
 
 @functools.cache
