@@ -22,7 +22,7 @@ demo: $(VENV)/.installed ## Run the main job: phantoms, ten backbones compared, 
 	$(BIN)/cardioray demo --out runs/demo
 
 test: $(VENV)/.installed-dev ## Run every test and report coverage
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder \
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder \
 		--cov --cov-report=term $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Check format, style, types and the direction of imports

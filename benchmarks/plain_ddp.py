@@ -75,7 +75,7 @@ class _Files(Dataset[tuple[Tensor, Tensor]], Sized):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        [sample] = self.task.decode(Path(self.files[index]).read_bytes(), None)
+        [sample] = self.task.decoder.decode(Path(self.files[index]).read_bytes(), None)
         return torch.from_numpy(sample.arrays["image"]), self.labels[index]
 
 

@@ -124,7 +124,7 @@ def _passes(way: Callable[[], Iterable[Any]], count: int) -> list[float]:
 
 
 def _decode(task: Task, file: str) -> np.ndarray[Any, Any]:
-    [sample] = task.decode(Path(file).read_bytes(), None)
+    [sample] = task.decoder.decode(Path(file).read_bytes(), None)
     return sample.arrays["image"]
 
 

@@ -152,7 +152,7 @@ def data_check(
             manifest,
             *built.targets,
             splits=built.split,
-            frames=built.frames,
+            frames=built.decoder.selection,
             on_progress=advance,
         )
     print_report(report, console)

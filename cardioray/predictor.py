@@ -18,6 +18,7 @@ from torch import nn
 
 from cardioray import storage
 from cardioray.bundle import MODEL, Bundle, BundleError, open_bundle
+from cardioray.data.decoding import DecodedSample, ImageDecoder
 from cardioray.data.image import UnreadableImage
 from cardioray.evaluation.operating_point import (
     BinaryOperatingPoint,
@@ -43,7 +44,7 @@ from cardioray.models.runtime import (
     use_bf16,
 )
 from cardioray.tasks import Task, make_task
-from cardioray.tasks.base import DecodedSample, LabelStatistics
+from cardioray.tasks.base import LabelStatistics
 
 OPENVINO = "openvino"
 OPERATING_POINTS = "thresholds.json"
@@ -166,7 +167,7 @@ class Predictor:
         Raises:
             UnreadableImage: when it cannot be read.
         """
-        return self.task.decode(data, None)
+        return self.task.decoder.decode(data, None)
 
     def infer(self, samples: Sequence[DecodedSample]) -> ModelOutputs:
         """Run the network over samples of one or of many studies.
@@ -245,7 +246,9 @@ class Predictor:
         heat = self._explainer.class_activation(
             image, self.task.targets[0].name, method, prediction=answer.get("prediction")
         )
-        return to_source(heat, sample.source_shape, self.task.decode_settings().preprocess.fit)
+        decoder = self.task.decoder
+        assert isinstance(decoder, ImageDecoder)
+        return to_source(heat, sample.source_shape, decoder.preprocess.fit)
 
     def warm_up(self, batch_sizes: Iterable[int]) -> None:
         """Run blank samples through the network, so that the first request is not the slow one."""
@@ -255,7 +258,7 @@ class Predictor:
 
     def _decode_item(self, item: Item) -> list[DecodedSample]:
         if isinstance(item, np.ndarray):
-            return [self.task.from_array(item)]
+            return [self.task.decoder.from_array(item)]
         data = item if isinstance(item, bytes) else storage.read_bytes(str(item))
         return self.decode(data)
 

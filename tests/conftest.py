@@ -30,18 +30,10 @@ def samples() -> Path:
     return folder
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first; and what one process runs when several share the tests.
-
-    A file's tests share their cluster, so a file stays whole. Files about serving go one after
-    another, since each of them fills the machine with replicas.
-    """
+    """Long files first, so that processes that share the tests end together."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
-    for item in items:
-        name = item.path.stem
-        item.add_marker(pytest.mark.xdist_group("serve" if name.startswith("test_serve") else name))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -20,11 +20,16 @@ from safetensors.torch import save_file
 from cardioray.tasks.base import Task
 from cardioray.training.run import train
 from cardioray.tuning.compare import compare
-from cardioray.tuning.settings import AshaConfig, CompareConfig
+from cardioray.tuning.settings import AshaConfig, CompareConfig, SearchConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-SETTINGS = CompareConfig(backbones=("test_resnet",), folds=2, asha=AshaConfig(enabled=False))
+SETTINGS = CompareConfig(
+    backbones=("test_resnet",),
+    folds=2,
+    asha=AshaConfig(enabled=False),
+    search=SearchConfig(num_samples=1, learning_rate=(1e-3, 2e-3)),
+)
 OVERRIDES = ("split.min_calibration_patients=2", "scale.gpus_per_worker=0", "train.epochs=2")
 
 DRIVER = """
@@ -69,7 +74,7 @@ def interrupted(what: str, when: str, shards: Path, out: Path, log: Path) -> tup
     return status, log.read_text()
 
 
-def test_an_interrupted_comparison_is_not_taken_for_a_finished_one(
+def test_an_interrupted_search_is_not_taken_for_a_finished_one_and_goes_on(
     ray_local: None, tmp_path: Path
 ) -> None:
     shards = tiny.tiny_shards(tmp_path)
@@ -83,6 +88,12 @@ def test_an_interrupted_comparison_is_not_taken_for_a_finished_one(
     [row] = result.leaderboard.rows
     assert row.entry.folds == 2
     assert not row.entry.stopped_early
+    # What was drawn on the first fold is what the second one is trained with.
+    first, second = json.loads((out / "compare.json").read_text())["trials"]
+    assert first["overrides"] == second["overrides"]
+    name, rate = first["overrides"][0].split("=")
+    assert name == "train.learning_rate"
+    assert 1e-3 <= float(rate) <= 2e-3
 
 
 def test_an_interrupted_training_says_so_and_keeps_its_checkpoints(

@@ -229,7 +229,7 @@ def test_read_rows_gives_the_rows_asked_for(ray_local: None, tmp_path: Path) -> 
         got |= dict(zip(batch["row"], batch["image"], strict=True))
     assert sorted(got) == list(wanted)
     for row, position in zip(wanted, [0, 3, 20, 21, 63], strict=True):
-        [sample] = TASK.decode(pictures[position], None)
+        [sample] = TASK.decoder.decode(pictures[position], None)
         np.testing.assert_array_equal(got[row], sample.arrays["image"])
 
 

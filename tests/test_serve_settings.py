@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from cardioray import config
+from cardioray.data.decoding import DecodedSample
 from cardioray.predictor import ModelOutputs
 from cardioray.serve.app import build
 from cardioray.serve.auth import KeyRing, hash_key, new_key, read_keys, require_keys
@@ -23,7 +24,6 @@ from cardioray.serve.haproxy_guard import keep_on_loopback
 from cardioray.serve.proxy import request_id_from
 from cardioray.serve.serve_file import check_serve_file
 from cardioray.serve.settings import NamedBundle, ServerSettings, ServeSettings, is_loopback
-from cardioray.tasks.base import DecodedSample
 
 ROOT = Path(__file__).resolve().parents[1]
 FFR_YAML = ROOT / "serve_configs" / "ffr.yaml"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,11 +15,11 @@ from cardioray.model_store import ranked_bundles
 from cardioray.training.settings import RunConfig
 from cardioray.tuning.compare import Comparison, compare, fit_cluster
 from cardioray.tuning.division import divide
-from cardioray.tuning.settings import AshaConfig, CompareConfig, SearchConfig, select_backbones
+from cardioray.tuning.settings import AshaConfig, CompareConfig, select_backbones
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-BACKBONES = ("test_resnet", "resnet10t", "resnet14t")
+BACKBONES = ("test_resnet", "resnet14t")
 SETTINGS = CompareConfig(
     backbones=BACKBONES,
     folds=2,
@@ -107,22 +106,6 @@ def test_a_folder_of_another_comparison_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match="comparison of other settings or data"):
         compare(run_of("train.seed=5"), shards, SETTINGS, str(comparison[1]))
-
-
-def test_search_draws_settings_within_bounds(shards: ShardSet, tmp_path: Path) -> None:
-    settings = CompareConfig(
-        backbones=("test_resnet",),
-        folds=2,
-        asha=AshaConfig(enabled=False),
-        search=SearchConfig(num_samples=1, learning_rate=(1e-3, 2e-3)),
-        max_concurrent=1,
-    )
-    compare(run_of("train.epochs=1"), shards, settings, str(tmp_path))
-    trials = json.loads((tmp_path / "compare.json").read_text())["trials"]
-    assert len(trials) == 2  # the draw on the first fold, and the same on the second
-    assert trials[0]["overrides"] == trials[1]["overrides"]
-    rate = float(trials[0]["overrides"][0].split("=")[1])
-    assert 1e-3 <= rate <= 2e-3
 
 
 def test_trials_leave_room_for_ray_data(shards: ShardSet) -> None:

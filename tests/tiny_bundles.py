@@ -94,7 +94,7 @@ def _write_shards(folder: Path, run: RunConfig) -> tuple[ShardSet, pd.Series[str
         task=run.task.name,
         request_hash="0",
         dataset_hash="0",
-        decode_settings=to_dict(run.task.decode_settings()),
+        decode_settings=to_dict(run.task.decoder),
         columns={run.task.columns[0]: [SIZE, SIZE, 1]},
         parts=[part],
         num_samples=count,

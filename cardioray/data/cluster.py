@@ -76,11 +76,14 @@ def start_local(num_cpus: int | None = None, num_gpus: int | None = None) -> Non
 
 
 def hasten_training() -> None:
-    """Take off the waits of Ray Train that one machine has no use for, unless the user set them.
+    """Take off the waits of Ray that one machine has no use for, unless the user set them.
 
     The controller looks after its few workers more often, so that an epoch's checkpoint counts and
-    a lost worker is noticed earlier; nobody watches for a cloud that takes nodes back.
+    a lost worker is noticed earlier; nobody watches for a cloud that takes nodes back. Processes
+    that read files wait ten seconds for the next read instead of one: starting one takes two or
+    three seconds of a core.
     """
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "10000")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 

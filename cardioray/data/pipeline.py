@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from cardioray import config, storage
 from cardioray.data import cluster
+from cardioray.data.decoding import DecodedSample, Decoder
 from cardioray.data.frames import READ_ERRORS, UnreadableImage
 from cardioray.data.manifest import Manifest
 from cardioray.data.shards import (
@@ -44,18 +45,14 @@ READ_CPUS = 0.1
 PARTS = "data"
 
 
-class Decoder(Protocol):
+class DecodedTask(Protocol):
     """The part of a task that `prepare` needs."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
 
     @property
-    def columns(self) -> tuple[str, ...]: ...  # noqa: D102
-
-    def decode_settings(self) -> Any: ...  # noqa: D102
-
-    def decode(self, data: bytes, frames: str | None) -> Sequence[Any]: ...  # noqa: D102
+    def decoder(self) -> Decoder: ...  # noqa: D102
 
 
 @config.config
@@ -87,7 +84,7 @@ class PrepareConfig:
 
 
 def prepare(
-    task: Decoder,
+    task: DecodedTask,
     manifest: Manifest,
     out: str,
     settings: PrepareConfig = PrepareConfig(),  # noqa: B008 (frozen)
@@ -126,7 +123,7 @@ def prepare(
         "task": task.name,
         "manifest": manifest.content_hash,
         "sources": storage.fingerprints(manifest.paths),
-        "decode": config.to_dict(task.decode_settings()),
+        "decode": config.to_dict(task.decoder),
         "parts": [settings.sources_per_part, settings.seed],
     }
     request_hash = config.digest(request)
@@ -136,7 +133,7 @@ def prepare(
         log.info("%s is up to date: %d samples.", out, replaced.num_samples)
         return ShardSet.open(out)
     plans = _plan_parts(manifest, request_hash, settings)
-    writer = _WritePart(task, out, int(settings.part_mb * 1e6))
+    writer = _WritePart(task.decoder, out, int(settings.part_mb * 1e6))
     results = _run_parts(writer, plans, len(manifest), on_progress)
     bad = [row for result in results for row in result.bad]
     write_quarantine(storage.join(out, QUARANTINE), bad)
@@ -286,7 +283,7 @@ def _run_parts(
 class _WritePart:
     """Decodes the sources of one part and writes its files, unless finished ones are there."""
 
-    task: Decoder
+    decoder: Decoder
     out: str
     max_bytes: int
 
@@ -303,19 +300,19 @@ class _WritePart:
         return {"result": text}
 
     def _write(self, plan: _PartPlan) -> _PartResult:
-        result = _PartResult(plan.number, shapes={name: [] for name in self.task.columns})
+        result = _PartResult(plan.number, shapes={name: [] for name in self.decoder.columns})
         waiting: list[Any] = []
         size = 0
         for position, path, frames in zip(plan.positions, plan.paths, plan.frames, strict=True):
             try:
-                samples = self.task.decode(storage.read_bytes(path), frames)
+                samples = self.decoder.decode(storage.read_bytes(path), frames)
             except READ_ERRORS as error:
                 result.bad.append((path, str(error)))
                 result.fetched &= isinstance(error, UnreadableImage)
                 continue
             for sample in samples:
                 # What is drawn on has the size of the source, and is not stored.
-                waiting.append({name: sample.arrays[name] for name in self.task.columns})
+                waiting.append({name: sample.arrays[name] for name in self.decoder.columns})
                 size += self._note(result, position, sample)
                 if size >= self.max_bytes:
                     self._flush(plan, result, waiting)
@@ -324,10 +321,10 @@ class _WritePart:
             self._flush(plan, result, waiting)
         return result
 
-    def _note(self, result: _PartResult, position: int, sample: Any) -> int:
+    def _note(self, result: _PartResult, position: int, sample: DecodedSample) -> int:
         """Write down what a sample is; the bytes of its arrays."""
         digest, size = hashlib.sha256(), 0
-        for name in self.task.columns:
+        for name in self.decoder.columns:
             array = sample.arrays[name]
             result.shapes[name].append(list(array.shape))
             digest.update(array.tobytes())
@@ -351,7 +348,7 @@ class _WritePart:
         suffix = f"-{len(result.files)}" if result.files else ""
         result.files.append(f"{plan.name}{suffix}.parquet")
         result.first_rows.append(first)
-        arrays = {name: [sample[name] for sample in waiting] for name in self.task.columns}
+        arrays = {name: [sample[name] for sample in waiting] for name in self.decoder.columns}
         rows = first + np.arange(len(waiting), dtype=np.int64)
         storage.write_bytes(storage.join(self.out, result.files[-1]), encode_part(arrays, rows))
         waiting.clear()
@@ -401,7 +398,7 @@ def _refuse_too_many(
 
 
 def _index(
-    task: Decoder,
+    task: DecodedTask,
     manifest: Manifest,
     request_hash: str,
     results: list[_PartResult],
@@ -409,7 +406,7 @@ def _index(
 ) -> ShardIndex:
     identity = samples[["sample_id", "patient_id", "array_sha256"]].sort_values("sample_id")
     columns: dict[str, list[int] | None] = {}
-    for name in task.columns:
+    for name in task.decoder.columns:
         shapes = {tuple(shape) for result in results for shape in result.shapes[name]}
         columns[name] = list(shapes.pop()) if len(shapes) == 1 else None
     return ShardIndex(
@@ -417,7 +414,7 @@ def _index(
         task=task.name,
         request_hash=request_hash,
         dataset_hash=hashlib.sha256(identity.to_csv(index=False).encode()).hexdigest()[:16],
-        decode_settings=config.to_dict(task.decode_settings()),
+        decode_settings=config.to_dict(task.decoder),
         columns=columns,
         parts=[file for result in results for file in result.files],
         num_samples=len(samples),

@@ -17,9 +17,9 @@ import torch
 from cardioray import storage
 from cardioray.bundle import open_bundle
 from cardioray.data import cluster
+from cardioray.data.decoding import DecodedSample
 from cardioray.data.frames import READ_ERRORS
 from cardioray.predictor import Predictor
-from cardioray.tasks.base import DecodedSample
 
 RuntimeName = Literal["auto", "openvino", "torch"]
 Precision = Literal["auto", "bf16", "fp32"]
@@ -79,7 +79,7 @@ class PredictorActor:
     def _decode_file(self, file: SourceFile) -> list[DecodedSample] | str:
         try:
             data = storage.read_bytes(file.path)
-            samples = self.predictor.task.decode(data, file.frames or None)
+            samples = self.predictor.task.decoder.decode(data, file.frames or None)
         except READ_ERRORS as error:
             return str(error)
         return [_without_pixels(sample) for sample in samples]

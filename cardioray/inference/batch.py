@@ -23,6 +23,7 @@ import cardioray
 from cardioray import config, storage
 from cardioray.bundle import open_bundle
 from cardioray.data import cluster
+from cardioray.data.decoding import DecodedSample
 from cardioray.data.frames import FrameSelection
 from cardioray.data.layouts import TABLE_SUFFIXES, as_text, find_table, read_table, shown
 from cardioray.data.manifest import resolve
@@ -38,7 +39,6 @@ from cardioray.inference.actors import (
 from cardioray.model_store import bundle_place
 from cardioray.predictor import MAX_BATCH, ModelOutputs, Predictor
 from cardioray.targets import Target
-from cardioray.tasks.base import DecodedSample
 
 # A part is what a killed run may have to do again, and what an actor gets at a time.
 FILES_PER_PART = 64

@@ -19,6 +19,7 @@ import numpy as np
 from ray.serve.handle import DeploymentHandle
 
 from cardioray.bundle import Bundle, open_bundle
+from cardioray.data.decoding import DecodedSample
 from cardioray.model_store import bundle_place, production_path
 from cardioray.predictor import ModelOutputs, Predictor
 from cardioray.registry import unknown_name
@@ -27,7 +28,6 @@ from cardioray.serve.batcher import Batcher
 from cardioray.serve.metrics import ServeMetrics
 from cardioray.serve.problems import Problem
 from cardioray.serve.settings import ServeSettings
-from cardioray.tasks.base import DecodedSample
 
 RuntimeName = Literal["auto", "openvino", "torch"]
 

@@ -18,6 +18,7 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from cardioray import config
+from cardioray.data.decoding import DecodedSample
 from cardioray.data.image import UnreadableImage
 from cardioray.model_store import production_path
 from cardioray.predictor import ModelOutputs
@@ -35,7 +36,6 @@ from cardioray.serve.middleware import log_fault
 from cardioray.serve.problems import overloaded, unreadable
 from cardioray.serve.routes import make_routes
 from cardioray.serve.settings import NamedBundle, ServeSettings
-from cardioray.tasks.base import DecodedSample
 
 # Frames whose answer is put together in the event loop. A frame takes 0.2 ms there, and would wait
 # for threads that decode; more of them would hold up other requests.

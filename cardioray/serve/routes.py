@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from cardioray import __version__
 from cardioray.bundle import CARD
+from cardioray.data.decoding import DecodedSample
 from cardioray.data.frames import ACCEPTED as ACCEPTED_FILES
 from cardioray.serve.hosting import Model, describe
 from cardioray.serve.middleware import (
@@ -25,7 +26,6 @@ from cardioray.serve.middleware import (
 from cardioray.serve.problems import PROBLEM_JSON, Problem, malformed, size_text
 from cardioray.serve.schemas import ProblemDetails, answer_schema, document, request_body
 from cardioray.serve.upload import read_upload
-from cardioray.tasks.base import DecodedSample
 
 if TYPE_CHECKING:
     from cardioray.serve.replica import Answerer

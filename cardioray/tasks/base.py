@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cardioray import config
-from cardioray.data.frames import ALL_FRAMES, FrameSelection
+from cardioray.data.decoding import Decoder
 from cardioray.data.manifest import Manifest
 from cardioray.data.splits import SplitConfig
 from cardioray.evaluation.metrics import binary_metrics, regression_metrics
@@ -29,26 +29,6 @@ from cardioray.targets import BinaryTarget, RegressionTarget
 
 Batch = dict[str, Tensor]
 Outputs = dict[str, Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodedSample:
-    """One sample as shards hold it and models take it.
-
-    Attributes:
-        frame: which frame of its source it is ("0" where the source has one).
-        arrays: uint8 arrays by column name, each of the task's fixed or ragged shape.
-        picture: the frame before any resize, (H, W) or (H, W, 3); what overlays are drawn on.
-    """
-
-    frame: str
-    arrays: Mapping[str, NDArray[np.uint8]]
-    picture: NDArray[np.uint8]
-
-    @property
-    def source_shape(self) -> tuple[int, int]:
-        """Height and width in px before any resize."""
-        return (self.picture.shape[0], self.picture.shape[1])
 
 
 @config.config
@@ -148,45 +128,21 @@ class Task(ABC):
 
     # From files to shards
 
-    @property
-    def frames(self) -> FrameSelection:
-        """Which frames of a file are samples where its row does not say."""
-        return ALL_FRAMES
-
     @abstractmethod
     def read_manifest(self, data: str, patient_from: str | None) -> Manifest:
         """Read a manifest of this task's kind; see `cardioray.data.manifest`."""
 
+    @property
     @abstractmethod
-    def decode_settings(self) -> Any:
-        """The settings that shards depend on; two runs with equal ones share their shards."""
-
-    @abstractmethod
-    def decode(self, data: bytes, frames: str | None) -> list[DecodedSample]:
-        """Decode one file; the only way from bytes to arrays, in training and serving alike.
-
-        Args:
-            data: the whole file.
-            frames: the manifest's frame selection, or None for the task's default.
-
-        Raises:
-            UnreadableImage: when the file cannot be read; says why and what is accepted.
-        """
-
-    @abstractmethod
-    def from_array(self, array: NDArray[Any]) -> DecodedSample:
-        """A decoded picture or clip as a sample; what `predict` does with a NumPy array.
-
-        Raises:
-            UnreadableImage: for a shape or type that is none.
-        """
+    def decoder(self) -> Decoder:
+        """The way from a file to arrays, with the settings that shards depend on."""
 
     # From shards to a model
 
     @property
-    @abstractmethod
     def columns(self) -> tuple[str, ...]:
-        """Array columns of a shard that the model takes."""
+        """Array columns of a shard that the model takes, in order."""
+        return self.decoder.columns
 
     @abstractmethod
     def build_model(self) -> nn.Module:

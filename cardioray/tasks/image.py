@@ -7,18 +7,17 @@ defaults of its field.
 from __future__ import annotations
 
 import functools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
 from cardioray.config import config
 from cardioray.data.augment import Augment, AugmentConfig
-from cardioray.data.frames import UnreadableImage, to_uint8
-from cardioray.data.image import FrameSelection, ImagePreprocess, read_numbered_frames
+from cardioray.data.decoding import ImageDecoder
+from cardioray.data.image import FrameSelection, ImagePreprocess
 from cardioray.data.manifest import Manifest, read_manifest
 from cardioray.data.splits import SplitConfig
 from cardioray.models.backbones import backbone_info
@@ -28,7 +27,6 @@ from cardioray.targets import BinaryTarget, RegressionTarget
 from cardioray.tasks.base import (
     TASKS,
     Batch,
-    DecodedSample,
     LabelStatistics,
     Monitor,
     OperatingConfig,
@@ -89,14 +87,6 @@ class ImageSettings:
             )
 
 
-@config
-class ImageDecoding:
-    """What the content of image shards depends on."""
-
-    preprocess: ImagePreprocess
-    frames: str
-
-
 @TASKS.register("image")
 class ImageTask(Task):
     """A binary question about a picture, optionally with a number beside it."""
@@ -137,48 +127,14 @@ class ImageTask(Task):
         """Any."""
         return "OT"
 
-    @property
-    def frames(self) -> FrameSelection:
-        """The setting `frames`."""
-        return FrameSelection.parse(self.settings.frames)
-
     def read_manifest(self, data: str, patient_from: str | None) -> Manifest:
         """Folder per class, CSV, Excel, Parquet, or a folder that holds a manifest."""
         return read_manifest(data, self.settings.target, patient_from=patient_from)
 
-    def decode_settings(self) -> ImageDecoding:
-        """Preprocessing and frame selection decide what shards hold."""
-        return ImageDecoding(preprocess=self.settings.preprocess, frames=self.settings.frames)
-
-    def decode(self, data: bytes, frames: str | None) -> list[DecodedSample]:
-        """Read the wanted frames and bring each to the model's size."""
-        selection = FrameSelection.parse(frames) if frames else self.frames
-        return [
-            DecodedSample(
-                frame=str(number),
-                arrays={"image": self.settings.preprocess.apply(picture)},
-                picture=picture,
-            )
-            for number, picture in read_numbered_frames(data, frames=selection)
-        ]
-
-    def from_array(self, array: NDArray[Any]) -> DecodedSample:
-        """A picture (H, W) or (H, W, 3) of any type that `to_uint8` can scale."""
-        if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
-            raise UnreadableImage(
-                f"An array of shape (H, W) or (H, W, 3) is needed, not {array.shape}."
-            )
-        picture = to_uint8(array)
-        return DecodedSample(
-            frame="0",
-            arrays={"image": self.settings.preprocess.apply(picture)},
-            picture=picture,
-        )
-
     @property
-    def columns(self) -> tuple[str, ...]:
-        """One picture (H, W, C)."""
-        return ("image",)
+    def decoder(self) -> ImageDecoder:
+        """Preprocessing and frame selection."""
+        return ImageDecoder(preprocess=self.settings.preprocess, frames=self.settings.frames)
 
     def build_model(self) -> ImageClassifier:
         """Backbone, head and normalisation; takes (B, H, W, C) uint8 or [0, 1] floats."""

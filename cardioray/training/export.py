@@ -257,7 +257,7 @@ def _export(
 def _preprocess(source: BundleSource) -> dict[str, Any]:
     task = source.run.task
     return {
-        "decode": config.to_dict(task.decode_settings()),
+        "decode": config.to_dict(task.decoder),
         "columns": source.shards.index.columns,
         "dtype": "uint8",
         "layout": "channels last",

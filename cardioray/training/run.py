@@ -14,8 +14,7 @@ import pandas as pd
 import ray
 import yaml
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
-from ray.train import CheckpointConfig, ControllerError, FailureConfig, ScalingConfig, UserCallback
+from ray.train import CheckpointConfig, ControllerError, FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -27,7 +26,8 @@ from cardioray.data.ranks import RankedRows
 from cardioray.data.shards import ShardSet
 from cardioray.scratch import remove_abandoned
 from cardioray.tasks.base import Task, encode_labels
-from cardioray.training.loop import SCORED_SPLITS, TrainPlan, train_worker
+from cardioray.training.controller import EndOnValueError, run_plan
+from cardioray.training.loop import SCORED_SPLITS, TrainPlan
 from cardioray.training.outcome import CONFIG, Outcome, read_outcome
 from cardioray.training.progress import STARTING
 from cardioray.training.resources import threads_per_worker, worker_resources
@@ -99,7 +99,7 @@ def train(
     storage.write_bytes(storage.join(folder, CONFIG), text.encode())
     if progress is not None:
         progress.update.remote(name, {"status": STARTING})
-    _fit(_trainer(run, plan, out, name, [*callbacks, _EndOnValueError()]))
+    _fit(_trainer(run, plan, out, name, [*callbacks, EndOnValueError()]))
     outcome = read_outcome(folder)
     assert outcome is not None
     return outcome
@@ -122,25 +122,6 @@ def _fit(trainer: TorchTrainer) -> None:
         if main:
             signal.signal(signal.SIGINT, handler)
         remove_abandoned()
-
-
-class _EndOnValueError(UserCallback):  # type: ignore[misc]
-    """Ends a run at once when a worker raised a ValueError, which it would raise again.
-
-    Ray Train tries again whatever a worker raised, `max_failures` times. An error that a callback
-    raises is not tried again.
-    """
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by Ray Train in its controller."""
-        # Ray Train hands on the errors wrapped, with their tracebacks as text.
-        raised = [getattr(error, "_base_exc", error) for error in worker_exceptions.values()]
-        # Beside a worker that died, the others fail in odd ways; that is worth another try.
-        if any(isinstance(error, RayActorError) for error in raised):
-            return
-        for error in raised:
-            if isinstance(error, ValueError):
-                raise error
 
 
 def make_plan(
@@ -206,7 +187,7 @@ def require_fitting(task: Task, shards: ShardSet) -> None:
     index = shards.index
     if index.task != task.name:
         raise ValueError(f"{shards.path} holds shards of task {index.task!r}, not {task.name!r}.")
-    asked = _flat(config.to_dict(task.decode_settings()))
+    asked = _flat(config.to_dict(task.decoder))
     made = _flat(index.decode_settings)
     differing = [key for key in asked | made if asked.get(key) != made.get(key)]
     if differing:
@@ -264,7 +245,7 @@ def _trainer(
     filesystem, path = storage.filesystem(out)
     columns = run.task.columns
     return TorchTrainer(
-        _run_plan,
+        run_plan,
         # By reference: the controller then passes the plan on without loading what it is made of.
         train_loop_config={"plan": ray.put(plan)},
         scaling_config=ScalingConfig(
@@ -287,10 +268,6 @@ def _trainer(
         datasets={part: read_rows(plan.shards, rows, columns) for part, rows in plan.rows.items()},
         dataset_config=RankedRows(plan.shards, plan.rows, columns, run.train.seed),
     )
-
-
-def _run_plan(settings: dict[str, Any]) -> None:
-    train_worker(ray.get(settings["plan"]))
 
 
 def _require_full_step(run: RunConfig, num_rows: int) -> None:
