@@ -163,7 +163,7 @@ def test_what_could_not_be_fetched_is_tried_again(tmp_path: Path) -> None:
     good.unlink()
     damaged.write_bytes(b"")
     plan = _PartPlan(0, "data/part-00000-x", [0, 1], [str(good), str(damaged)], [None, None])
-    write = _WritePart(TASK, str(tmp_path / "out"), 10**6)
+    write = _WritePart(TASK.decoder, str(tmp_path / "out"), 10**6)
 
     def result() -> dict[str, Any]:
         return dict(json.loads(write({"plan": json.dumps(vars(plan))})["result"]))
