@@ -31,9 +31,24 @@ def samples() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, so that processes that share the tests end together."""
+    """Long files first, so that processes that share the tests end together.
+
+    Among them those on `ray_local` stand together, so that they find its cluster up.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    local = {item.path for item in items if "ray_local" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: (item.path not in slow, item.path not in local))
+
+
+@pytest.hookimpl(trylast=True)  # after the fixtures of the file
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """End the cluster of `ray_local` before a file that is not on it, and after the last test."""
+    if nextitem is not None and nextitem.path == item.path:
+        return
+    from ray_cluster import end_kept_cluster
+
+    if nextitem is None or "ray_local" not in getattr(nextitem, "fixturenames", ()):
+        end_kept_cluster()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -90,9 +105,9 @@ def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture(scope="module")
 def ray_local(s3_endpoint: str) -> Iterator[None]:
     """A local cluster of 4 CPUs and 2 fake GPUs, whose workers reach the S3 server."""
-    from ray_cluster import local_cluster
+    from ray_cluster import keep_cluster
 
     with pytest.MonkeyPatch.context() as patch:
         _reach_s3(patch, s3_endpoint)
-        with local_cluster(num_cpus=4, num_gpus=2):
-            yield
+        keep_cluster(num_cpus=4, num_gpus=2)
+        yield

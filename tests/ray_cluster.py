@@ -48,6 +48,21 @@ def local_cluster(num_cpus: int = 4, num_gpus: int | None = None) -> Iterator[No
             ray.shutdown()
 
 
+# The cluster that files of tests find up one after another: its start takes 15 s of a core.
+_kept = contextlib.ExitStack()
+
+
+def keep_cluster(num_cpus: int, num_gpus: int) -> None:
+    """Start a cluster that stays up until `end_kept_cluster`, unless it is up."""
+    if not ray.is_initialized():
+        _kept.enter_context(local_cluster(num_cpus, num_gpus))
+
+
+def end_kept_cluster() -> None:
+    """End what `keep_cluster` started; does nothing when nothing was."""
+    _kept.close()
+
+
 @contextlib.contextmanager
 def several_nodes(nodes: list[dict[str, Any]]) -> Iterator[Cluster]:
     """A cluster of several nodes on this machine; the first one is the head with the driver."""

@@ -91,21 +91,31 @@ def test_two_workers_score_every_row_once(
         assert len(rows) == count
 
 
-def test_one_worker_goes_on_after_a_kill(shards: ShardSet, tmp_path: Path) -> None:
+def test_one_worker_goes_on_in_a_bucket_after_a_kill(
+    shards: ShardSet, tmp_path: Path, s3: str
+) -> None:
     run = tiny.tiny_run(NO_GPU)
     uninterrupted = tiny.train_here(run, shards, tmp_path / "whole")
-    interruption = tiny.Interruption(tmp_path / "killed", 1, kill=True)
+    storage.copy_folder(shards.path, f"{s3}/shards")
+    remote = ShardSet.open(f"{s3}/shards")
+    interruption = tiny.Interruption(tmp_path / "killed", 1, kill=True, run=f"{s3}/runs/killed")
     found = train(
         run,
-        shards,
-        tiny.tiny_split(shards),
-        str(tmp_path),
+        remote,
+        tiny.tiny_split(remote),
+        f"{s3}/runs",
         name="killed",
         progress=interruption,  # type: ignore[arg-type]
     )
     assert min(interruption.epochs_told_after()) > 1
     assert tiny.texts(found) == tiny.texts(uninterrupted)
     pd.testing.assert_frame_equal(found.predictions(), uninterrupted.predictions())
+    assert set(found.weights()) == set(run.task.build_model().state_dict())
+    folder = f"{s3}/runs/killed"
+    names = {file.removeprefix(f"{folder}/") for file in storage.list_files(folder)}
+    assert {"config.yaml", "timing.csv", "outcome.json", "predictions.parquet"} <= names
+    assert any(name.startswith("tensorboard/events") for name in names)
+    assert any(name.startswith("checkpoint_00003/state.") for name in names)
 
 
 def test_two_workers_go_on_after_one_is_killed(
@@ -185,17 +195,3 @@ def test_a_killed_driver_is_taken_up_in_its_second_stage(shards: ShardSet, tmp_p
     pd.testing.assert_frame_equal(found.predictions(), uninterrupted.predictions())
     timing = pd.read_csv(folder / "timing.csv")
     assert list(timing["epoch"]) == [1, 2, 3, 4, 5]
-
-
-def test_a_run_in_a_bucket(shards: ShardSet, s3: str) -> None:
-    storage.copy_folder(shards.path, f"{s3}/shards")
-    remote = ShardSet.open(f"{s3}/shards")
-    split = tiny.tiny_split(remote)
-    run = tiny.tiny_run(NO_GPU, "train.epochs=1")
-    found = train(run, remote, split, f"{s3}/runs", name="run")
-    assert len(found.log()) == 1
-    assert set(found.weights()) == set(run.task.build_model().state_dict())
-    names = {file.removeprefix(f"{s3}/runs/run/") for file in storage.list_files(f"{s3}/runs/run")}
-    assert {"config.yaml", "timing.csv", "outcome.json", "predictions.parquet"} <= names
-    assert any(name.startswith("tensorboard/events") for name in names)
-    assert any(name.startswith("checkpoint_00001/state.") for name in names)

@@ -123,13 +123,15 @@ class Interruption:
     """Stands in the place of the progress board and ends, or stops, rank 0 in mid-epoch, once.
 
     Args:
-        folder: the run's folder.
+        folder: the run's folder, or where it would be if it were not in a bucket.
         after: epochs that are finished and in a committed checkpoint when it happens.
         kill: end the process, or only wait for someone else to do so.
+        run: where the run is, when it is in a bucket.
     """
 
-    def __init__(self, folder: Path, after: int, *, kill: bool) -> None:
+    def __init__(self, folder: Path, after: int, *, kill: bool, run: str | None = None) -> None:
         self.folder, self.after, self.kill = folder, after, kill
+        self.run = run or str(folder)
         self.update = self
 
     @property
@@ -150,9 +152,9 @@ class Interruption:
         # An epoch says how far it is while it trains; its checkpoint comes later.
         if state["epoch"] <= self.after:
             return
-        snapshot = self.folder / "checkpoint_manager_snapshot.json"
-        wanted = f"checkpoint_{self.after:05d}"
-        wait_for(lambda: snapshot.exists() and wanted in snapshot.read_text())
+        snapshot = storage.join(self.run, "checkpoint_manager_snapshot.json")
+        wanted = f"checkpoint_{self.after:05d}".encode()
+        wait_for(lambda: storage.exists(snapshot) and wanted in storage.read_bytes(snapshot))
         self.happened.touch()
         if self.kill:
             os.kill(os.getpid(), signal.SIGKILL)

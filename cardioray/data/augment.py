@@ -6,7 +6,6 @@ import hashlib
 from typing import Literal
 
 import torch
-from kornia.augmentation import AugmentationSequential, RandomAffine, RandomHorizontalFlip
 from pydantic import Field
 from torch import Tensor
 
@@ -52,6 +51,13 @@ class Augment:
     """
 
     def __init__(self, config: AugmentConfig) -> None:
+        # Here, since servers and planners know the settings but change no picture.
+        from kornia.augmentation import (
+            AugmentationSequential,
+            RandomAffine,
+            RandomHorizontalFlip,
+        )
+
         self.config = config
         moves: list[torch.nn.Module] = []
         if config.rotation_degrees or config.translate or config.zoom:
