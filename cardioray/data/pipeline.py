@@ -166,8 +166,15 @@ def read_rows(shards: ShardSet, rows: NDArray[np.int64], columns: Sequence[str])
         for file, number in zip(files, np.unique(numbers), strict=True)
     ]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    # Ray would start a process for every part at once, each of them seconds of a core; those that
+    # come too late for their part would start up beside the training.
+    readers = max(2, int(cluster.capacity().cpus // 4))
     return dataset.map_batches(
-        _ReadPart(tuple(columns)), batch_size=None, num_cpus=READ_CPUS, batch_format="numpy"
+        _ReadPart(tuple(columns)),
+        batch_size=None,
+        num_cpus=READ_CPUS,
+        batch_format="numpy",
+        compute=ray.data.TaskPoolStrategy(size=min(readers, len(items))),
     )
 
 
