@@ -53,7 +53,7 @@ class TrainingSettings:
     image_size: int = 128
     patients: int = 96
     batch_size: int = 16
-    epochs: int = 4
+    epochs: int = 5
     turns: int = 2
 
 

@@ -213,8 +213,7 @@ class _Trainer:
         ]
         if settings.kind == "sgd":
             return torch.optim.SGD(groups, lr=stage.learning_rate, momentum=0.9)
-        fused = self.device.type == "cuda"
-        return torch.optim.AdamW(groups, lr=stage.learning_rate, fused=fused)
+        return torch.optim.AdamW(groups, lr=stage.learning_rate, fused=True)
 
     def _distributed(self) -> nn.Module:
         model: nn.Module = self.model
@@ -223,7 +222,10 @@ class _Trainer:
         if self.world_size == 1:
             return model
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices)
+        # Batch norm's statistics steer nothing while it trains: they meet after each epoch.
+        return DistributedDataParallel(
+            model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
     # One epoch
 
@@ -334,17 +336,23 @@ class _Trainer:
             self.state.averaged.update_parameters(self.model)
 
     def _share_buffers(self) -> None:
-        """Give every rank the batch norm statistics of rank 0.
+        """Give every rank the mean of all ranks' batch norm statistics.
 
-        DDP does so at the start of a step. Without it here, each rank would validate another
+        Each rank has seen its own share of the pictures. Without it, each would validate another
         network, and none but rank 0 the one that is kept.
         """
         assert self.state is not None
         if self.world_size == 1:
             return
-        for module in (self.model, self.state.averaged):
-            for buffer in module.buffers() if module is not None else ():
-                dist.broadcast(buffer, src=0)
+        modules = [m for m in (self.model, self.state.averaged) if m is not None]
+        buffers = [b for m in modules for b in m.buffers() if b.is_floating_point()]
+        if not buffers:
+            return
+        flat = torch.cat([buffer.flatten() for buffer in buffers])
+        dist.all_reduce(flat)
+        flat /= self.world_size
+        for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
 
     def _train_mode(self, network: nn.Module, stage: StageConfig) -> None:
         network.train()
