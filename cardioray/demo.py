@@ -50,6 +50,7 @@ class DemoConfig:
         backbones: which of the ten.
         folds: folds of the comparison.
         grace_epochs: epochs every backbone gets before ASHA may stop it.
+        reduction_factor: of the backbones at that point, one in this many goes on.
         seed: of everything.
         shuffle_labels: give every patient another one's label, so that nothing can be learned.
     """
@@ -63,6 +64,7 @@ class DemoConfig:
     backbones: str = "all"
     folds: int = 2
     grace_epochs: int = 2
+    reduction_factor: float = 4.0
     seed: int = 7
     shuffle_labels: bool = False
 
@@ -105,7 +107,10 @@ def run_demo(out: str, settings: DemoConfig, console: Console) -> dict[str, Any]
         CompareConfig(
             backbones=select_backbones(settings.backbones),
             folds=settings.folds,
-            asha=AshaConfig(grace_epochs=settings.grace_epochs),
+            asha=AshaConfig(
+                grace_epochs=settings.grace_epochs,
+                reduction_factor=settings.reduction_factor,
+            ),
             seed=settings.seed,
         ),
         str(root / "compare"),
