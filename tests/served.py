@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 from PIL import Image
 from ray import serve
 from ray_cluster import environment, private_folder
 
 from cardioray.data import cluster
+from cardioray.serve.deploy import leave
 from cardioray.serve.proxy import MIDDLEWARE_PATH, MIDDLEWARE_VARIABLE
 
 
@@ -29,8 +29,7 @@ def serving_cluster(num_cpus: int = 8) -> Iterator[Path]:
         try:
             yield folder
         finally:
-            serve.shutdown()
-            ray.shutdown()
+            leave()
 
 
 def free_port() -> int:

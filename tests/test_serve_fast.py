@@ -85,8 +85,9 @@ def test_fast_mode_from_start_to_stop(bundle: Path) -> None:
             assert answer.json()["request_id"] == "fast-1"
             assert answer.headers.get_list("X-Request-ID") == ["fast-1"]
             assert httpx.post(server.url, content=b"").status_code == 422
+            # Where HAProxy has just read its file again, the process before it ends its requests.
+            wait_for(lambda: len(server.haproxies()) == 1)
             found = server.haproxies()
-            assert len(found) == 1
             listening = {c.laddr for c in found[0].net_connections() if c.status == "LISTEN"}
             assert listening == {("127.0.0.1", port) for port in server.ports}
             socket_mode = (Path(found[0].cmdline()[-1]).parents[1].stat().st_mode) & 0o777
@@ -101,9 +102,9 @@ def test_fast_mode_from_start_to_stop(bundle: Path) -> None:
 def test_a_killed_server_leaves_no_proxy_behind(bundle: Path) -> None:
     with private_folder() as folder:
         server = FastServer(bundle, folder)
-        found = server.haproxies()
         try:
-            assert len(found) == 1
+            wait_for(lambda: len(server.haproxies()) == 1)
+            found = server.haproxies()
             scratch = Path(found[0].cmdline()[-1]).parents[1]
             server.process.kill()
             wait_for(gone(found), seconds=30)

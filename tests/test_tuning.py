@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import tiny_training as tiny
 
+import cardioray
 from cardioray.bundle import open_bundle
 from cardioray.data.shards import ShardSet
 from cardioray.model_store import ranked_bundles
@@ -80,6 +81,8 @@ def test_the_winner_becomes_a_bundle_scored_on_patients_of_no_fold(
     bundle = result.bundles[0]
     assert bundle.name == result.leaderboard.winner.name
     assert ranked_bundles(str(out)) == [str(bundle.path)]
+    assert cardioray.load(out).bundle.identity == bundle.identity
+    assert "| mean brightness |" in (bundle.path / "README.md").read_text()
     metrics = open_bundle(str(bundle.path)).json("metrics.json")
     division = divide(run_of(), shards, SETTINGS)
     test = shards.samples["patient_id"][(division.final == "test").to_numpy()]

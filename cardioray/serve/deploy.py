@@ -95,9 +95,24 @@ class Serving:
             for task in self.urls:
                 serve.delete(task)
             return
+        try:
+            leave()
+        finally:
+            shutil.rmtree(self.scratch)
+
+
+def leave() -> None:
+    """End Serve and leave the cluster, whatever Serve's controller answers."""
+    from ray import serve
+    from ray.serve import context
+
+    try:
         serve.shutdown()
+    finally:
+        # Ray tells clusters apart by the number of the job, which is 1 in every new one: a client
+        # that stays would be taken for the next cluster's.
+        context._set_global_client(None)
         ray.shutdown()
-        shutil.rmtree(self.scratch)
 
 
 def serve_bundles(
