@@ -12,13 +12,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import ray
 from ray_cluster import environment, private_folder
 from rich.console import Console
 
 from cardioray.bundle import open_bundle
 from cardioray.demo import DemoConfig, run_demo
 from cardioray.model_store import bundle_place
+from cardioray.serve.deploy import leave
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -42,7 +42,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
         try:
             answer = run_demo(str(folder), SMALL, Console(file=printed, width=80))
         finally:
-            ray.shutdown()
+            leave()
     return folder, answer, printed.getvalue()
 
 

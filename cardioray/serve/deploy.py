@@ -104,14 +104,10 @@ class Serving:
 def leave() -> None:
     """End Serve and leave the cluster, whatever Serve's controller answers."""
     from ray import serve
-    from ray.serve import context
 
     try:
         serve.shutdown()
     finally:
-        # Ray tells clusters apart by the number of the job, which is 1 in every new one: a client
-        # that stays would be taken for the next cluster's.
-        context._set_global_client(None)
         ray.shutdown()
 
 
@@ -293,7 +289,7 @@ def _variables(values: dict[str, str]) -> Iterator[None]:
 
 def _require_same_server(server: ServerSettings) -> None:
     """Refuse what a cluster that we joined would silently not do."""
-    from ray.serve.context import _get_global_client
+    from ray.serve import context
 
     read = ray.remote(num_cpus=0)(lambda: dict(os.environ))
     there = "fast" if fast.is_switched_on(ray.get(read.remote())) else "default"
@@ -302,7 +298,10 @@ def _require_same_server(server: ServerSettings) -> None:
             f"The cluster serves in mode {there!r}, and {server.mode!r} was asked for. The mode is "
             "set by the environment of `ray start` on every node; see docs/serving.md."
         )
-    running = _get_global_client(raise_if_no_controller_running=False)
+    # Ray tells clusters apart by the number of the job, which is 1 on every new one: the client of
+    # a cluster that this process has left would be taken for this one's.
+    context._set_global_client(None)
+    running = context._get_global_client(raise_if_no_controller_running=False)
     if running is None:
         return
     options = running.http_config
