@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.report import Cell, Ratio, Report
 from cardioray.config import config
 from cardioray.data import cluster
-from cardioray.data.pipeline import PrepareConfig, prepare, read_rows
+from cardioray.data.pipeline import PrepareConfig, prepare
+from cardioray.data.reading import read_rows
 from cardioray.phantoms.angiogram import PRESETS, write_angiograms
 from cardioray.tasks.base import Task, encode_labels, make_task
 from cardioray.training.feed import RowFeed, epoch_order

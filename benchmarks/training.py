@@ -18,7 +18,8 @@ from benchmarks.plain_ddp import PlainSettings
 from benchmarks.report import ROOT, Cell, Ratio, Report
 from cardioray.config import config
 from cardioray.data import cluster
-from cardioray.data.pipeline import PrepareConfig, prepare, read_rows
+from cardioray.data.pipeline import PrepareConfig, prepare
+from cardioray.data.reading import read_rows
 from cardioray.data.shards import ShardSet
 from cardioray.models.runtime import use_bf16
 from cardioray.phantoms.angiogram import PRESETS, write_angiograms

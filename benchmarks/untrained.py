@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cardioray.data import cluster
-from cardioray.data.pipeline import PrepareConfig, prepare, read_rows
+from cardioray.data.pipeline import PrepareConfig, prepare
+from cardioray.data.reading import read_rows
 from cardioray.data.shards import ShardSet
 from cardioray.data.splits import assign_splits
 from cardioray.phantoms.angiogram import PRESETS, write_angiograms

@@ -15,14 +15,8 @@ from ray_cluster import end_tree
 
 from cardioray import storage
 from cardioray.data import cluster
-from cardioray.data.pipeline import (
-    PrepareConfig,
-    _PartPlan,
-    _WritePart,
-    prepare,
-    read_rows,
-    take_rows,
-)
+from cardioray.data.pipeline import PrepareConfig, _PartPlan, _WritePart, prepare
+from cardioray.data.reading import read_rows, take_rows
 from cardioray.data.shards import ROWS_PER_PART, ShardSet
 from cardioray.phantoms.angiogram import PRESETS, write_angiograms
 from cardioray.training.settings import RunConfig

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cardioray.config import to_dict
-from cardioray.data.pipeline import read_rows
+from cardioray.data.reading import read_rows
 from cardioray.data.shards import ShardSet
 from cardioray.tasks import make_task
 from cardioray.tasks.base import TASKS

@@ -21,7 +21,8 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from cardioray import storage
-from cardioray.data.pipeline import PrepareConfig, prepare, read_rows
+from cardioray.data.pipeline import PrepareConfig, prepare
+from cardioray.data.reading import read_rows
 from cardioray.data.shards import ShardSet
 from cardioray.training.loop import TrainPlan, train_worker
 from cardioray.training.outcome import Outcome, read_outcome

@@ -14,7 +14,7 @@ import ray.train
 from numpy.typing import NDArray
 from ray.data import DataIterator, Dataset, ExecutionOptions
 
-from cardioray.data.pipeline import read_rows
+from cardioray.data.reading import read_rows
 from cardioray.data.shards import ShardSet
 
 Rows = NDArray[np.int64]

@@ -28,7 +28,7 @@ import cardioray
 from cardioray import bundle as bundles
 from cardioray import config
 from cardioray.bundle import Bundle, dump_json
-from cardioray.data.pipeline import take_rows
+from cardioray.data.reading import take_rows
 from cardioray.data.shards import ShardSet
 from cardioray.evaluation import plots
 from cardioray.evaluation.figures import decide

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cardioray.data.pipeline import take_rows
+from cardioray.data.reading import take_rows
 from cardioray.data.shards import ShardSet
 from cardioray.evaluation import plots
 from cardioray.targets import BinaryTarget

@@ -21,8 +21,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cardioray import config, storage
 from cardioray.data import cluster
 from cardioray.data.manifest import check_studies
-from cardioray.data.pipeline import read_rows
 from cardioray.data.ranks import RankedRows
+from cardioray.data.reading import read_rows
 from cardioray.data.shards import ShardSet
 from cardioray.scratch import remove_abandoned
 from cardioray.tasks.base import Task, encode_labels

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cardioray.data.pipeline import read_rows
+from cardioray.data.reading import read_rows
 from cardioray.models.runtime import FEATURES, TorchRuntime, use_bf16
 from cardioray.training.loop import SCORED_SPLITS, TrainPlan, predictions_table
 from cardioray.training.settings import RunConfig
