@@ -24,8 +24,9 @@ from cardioray import storage
 from cardioray.data.pipeline import PrepareConfig, prepare
 from cardioray.data.reading import read_rows
 from cardioray.data.shards import ShardSet
-from cardioray.training.loop import TrainPlan, train_worker
+from cardioray.training.loop import train_worker
 from cardioray.training.outcome import Outcome, read_outcome
+from cardioray.training.plan import TrainPlan
 from cardioray.training.run import make_plan
 from cardioray.training.settings import RunConfig
 

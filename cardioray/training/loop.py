@@ -7,9 +7,8 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,62 +18,26 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
-from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointUploadMode
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cardioray.data.manifest import study_ids
 from cardioray.data.ranks import RankedRows, Rows
-from cardioray.data.shards import ShardSet
 from cardioray.machine import usable_cores
 from cardioray.models.runtime import use_bf16
 from cardioray.scratch import process_folder
-from cardioray.tasks.base import Batch, LabelStatistics, Monitor, Task
+from cardioray.tasks.base import Batch, Monitor
 from cardioray.training.feed import RowFeed, epoch_order
 from cardioray.training.logs import RunLogs
 from cardioray.training.outcome import write_outcome
+from cardioray.training.plan import SCORED_SPLITS, TrainPlan, predictions_table
 from cardioray.training.progress import DONE, RUNNING
 from cardioray.training.schedule import note_plateau, scheduled_rate
 from cardioray.training.settings import RunConfig, StageConfig
 from cardioray.training.state import Progress, TrainState, read_progress
 
 log = logging.getLogger(__name__)
-
-SCORED_SPLITS = ("validation", "calibration", "test")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainPlan:
-    """What the driver decided before any worker started; the same on every rank.
-
-    Attributes:
-        run: the run's settings, in their written form.
-        folder: the run's folder or prefix.
-        shards: prepared data.
-        rows: per split the rows that take part, ascending.
-        labels: per target the labels of every sample of the shards.
-        statistics: of the training labels.
-        weights: where the first weights come from, or None.
-        stages: the stages to go through.
-        threads: CPU threads of each worker.
-        progress: actor that is told how far the run is, or None.
-        label: name of the run in progress displays.
-    """
-
-    run: dict[str, Any]
-    folder: str
-    shards: ShardSet
-    rows: dict[str, Rows]
-    labels: dict[str, NDArray[np.float32]]
-    statistics: LabelStatistics
-    weights: str | None
-    stages: tuple[StageConfig, ...]
-    threads: int
-    progress: ActorHandle[Any] | None
-    label: str
 
 
 def train_worker(plan: TrainPlan) -> None:
@@ -486,32 +449,6 @@ def _device() -> torch.device:
         log.warning("Ray gave this worker %s, but PyTorch finds no GPU: computing on CPU.", device)
         return torch.device("cpu")
     return device
-
-
-def predictions_table(
-    plan: TrainPlan, task: Task, split: str, rows: Rows, scores: Mapping[str, NDArray[np.float32]]
-) -> pd.DataFrame:
-    """Scores of some rows as a predictions table, one row a sample and target, by row number."""
-    samples = plan.shards.samples
-    positions = np.searchsorted(samples["row"].to_numpy(), rows)
-    ids = samples.iloc[positions]
-    pieces = []
-    for target in task.targets:
-        piece = pd.DataFrame(
-            {
-                "sample_id": ids["sample_id"].to_numpy(),
-                "patient_id": ids["patient_id"].to_numpy(),
-                "study_id": study_ids(ids).to_numpy(),
-                "source": ids["source"].to_numpy(),
-                "split": split,
-                "head": target.name,
-                "label": plan.labels[target.name][positions],
-                "score": scores[target.name],
-                "row": rows,
-            }
-        )
-        pieces.append(piece.sort_values("row"))
-    return pd.concat(pieces, ignore_index=True)
 
 
 def _beats(monitor: Monitor, value: float, best: float | None, min_delta: float = 0.0) -> bool:

@@ -27,8 +27,8 @@ from cardioray.data.shards import ShardSet
 from cardioray.scratch import remove_abandoned
 from cardioray.tasks.base import Task, encode_labels
 from cardioray.training.controller import EndOnValueError, run_plan
-from cardioray.training.loop import SCORED_SPLITS, TrainPlan
 from cardioray.training.outcome import CONFIG, Outcome, read_outcome
+from cardioray.training.plan import SCORED_SPLITS, TrainPlan
 from cardioray.training.progress import STARTING
 from cardioray.training.resources import threads_per_worker, worker_resources
 from cardioray.training.settings import RunConfig

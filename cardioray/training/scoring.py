@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cardioray.data.reading import read_rows
 from cardioray.models.runtime import FEATURES, TorchRuntime, use_bf16
-from cardioray.training.loop import SCORED_SPLITS, TrainPlan, predictions_table
+from cardioray.training.plan import SCORED_SPLITS, TrainPlan, predictions_table
 from cardioray.training.settings import RunConfig
 
 BATCH = 32
