@@ -23,7 +23,8 @@ from cardioray.training.settings import RunConfig
 from cardioray.tuning.compare import fit_cluster
 from cardioray.tuning.division import divide
 from cardioray.tuning.settings import AshaConfig, CompareConfig, select_backbones
-from cardioray.tuning.trials import TrialContext, TrialResult, first_fold
+from cardioray.tuning.trial import TrialContext
+from cardioray.tuning.trials import TrialResult, first_fold
 
 QUESTION = """\
 All backbones on one fold, once with ASHA and once each to its end, with the same seed, data and

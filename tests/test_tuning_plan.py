@@ -18,7 +18,8 @@ from cardioray.training.settings import RunConfig
 from cardioray.tuning.compare import compare, trials_digest
 from cardioray.tuning.division import divide
 from cardioray.tuning.settings import AshaConfig, CompareConfig, SearchConfig
-from cardioray.tuning.trials import TrialContext, _space, asha_scheduler, search_overrides
+from cardioray.tuning.trial import TrialContext, search_overrides
+from cardioray.tuning.trials import _space, asha_scheduler
 
 BACKBONES = ("test_resnet", "resnet10t", "resnet14t")
 

@@ -63,7 +63,10 @@ def start_local(num_cpus: int | None = None, num_gpus: int | None = None) -> Non
             num_cpus=num_cpus,
             num_gpus=num_gpus,
             include_dashboard=True,
-            runtime_env={"env_vars": {"RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}},
+            runtime_env={
+                "env_vars": {"RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"},
+                "worker_process_setup_hook": "cardioray.machine.collect_rarely",
+            },
             log_to_driver=False,
             logging_level=logging.WARNING,
         )

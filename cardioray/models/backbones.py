@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-import timm
 import torch
-from timm.models import group_parameters
 from torch import Tensor, nn
 
 from cardioray.registry import Registry, unknown_name
@@ -119,6 +117,8 @@ def backbone_info(name: str) -> BackboneInfo:
 
 @lru_cache(maxsize=64)
 def _timm_info(name: str) -> BackboneInfo:
+    import timm
+
     if not timm.is_model(name):
         error = unknown_name("backbone", name, BACKBONES)
         raise ValueError(f"{error} Any name of timm.list_models() works too.")
@@ -150,6 +150,9 @@ class Backbone(nn.Module):
     """
 
     def __init__(self, info: BackboneInfo, channels: int = 3) -> None:
+        # Loaded with the first network: many processes only handle names and settings.
+        import timm
+
         super().__init__()
         self.info = info
         self.net = timm.create_model(
@@ -177,6 +180,8 @@ class Backbone(nn.Module):
 
     def first_blocks(self, num_blocks: int) -> list[nn.Parameter]:
         """Parameters of the stem and the first blocks, in timm's own grouping of layers."""
+        from timm.models import group_parameters
+
         groups = group_parameters(self.net, self.net.group_matcher(coarse=True), reverse=False)
         names = {name for key in sorted(groups)[:num_blocks] for name in groups[key]}
         return [p for name, p in self.net.named_parameters() if name in names]

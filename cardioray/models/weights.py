@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save, save_file
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from cardioray import storage
@@ -84,6 +82,8 @@ def load_backbone(net: nn.Module, state: Mapping[str, Tensor], source: str) -> N
         ValueError: when a layer of the network is missing in the file or has another shape; names
             the first ones.
     """
+    from timm.models import adapt_input_conv
+
     wanted = net.state_dict()
     given = strip_prefixes(state)
     given |= {
@@ -167,6 +167,8 @@ def _published(info: BackboneInfo, channels: int) -> dict[str, Tensor]:
     Raises:
         OSError, httpx.HTTPError: when neither has them.
     """
+    import timm
+
     repository = timm.get_pretrained_cfg(info.timm_id).hf_hub_id
     cached = try_to_load_from_cache(str(repository), "model.safetensors")
     if not isinstance(cached, str) and not HF_HUB_OFFLINE:

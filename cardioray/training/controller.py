@@ -6,11 +6,22 @@ little, this module imports no network and no training loop.
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train import UserCallback
+from ray.train._internal.base_worker_group import BaseWorkerGroup
+from ray.train._internal.utils import get_address_and_port
+from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.util import TrainingFramework
+
+log = logging.getLogger(__name__)
+
+# After a kill, those who are left may still wait for the one that is gone.
+_LEAVE_TIMEOUT_S = 30.0
 
 
 def run_plan(settings: dict[str, Any]) -> None:
@@ -37,3 +48,64 @@ class EndOnValueError(UserCallback):  # type: ignore[misc]
         for error in raised:
             if isinstance(error, ValueError):
                 raise error
+
+
+@dataclass
+class TorchGroup(BackendConfig):  # type: ignore[misc]
+    """Has the workers of a run set up `torch.distributed` among them.
+
+    Ray's TorchConfig does the same, and loads torch wherever it passes: in the trial and in the
+    controller, which have no other use for it.
+
+    Attributes:
+        kind: "gloo" or "nccl".
+        timeout_s: how long a collective operation may take.
+    """
+
+    kind: str
+    timeout_s: int = 1800
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """Asked for by Ray Train."""
+        return _TorchGroupBackend
+
+    @property
+    def framework(self) -> TrainingFramework:
+        """Asked for by Ray Train."""
+        return TrainingFramework.TORCH
+
+
+class _TorchGroupBackend(Backend):  # type: ignore[misc]
+    # Peers on a node copy from GPU to GPU, for which each has to see all of them.
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: BaseWorkerGroup, backend_config: TorchGroup) -> None:
+        address, port = worker_group.execute_single(0, get_address_and_port)
+        host = f"[{address}]" if ":" in address else address
+        joining = [
+            worker_group.execute_single_async(
+                rank, _join, backend_config, rank, len(worker_group), f"tcp://{host}:{port}"
+            )
+            for rank in range(len(worker_group))
+        ]
+        ray.get(joining)
+
+    def on_shutdown(self, worker_group: BaseWorkerGroup, backend_config: TorchGroup) -> None:
+        try:
+            ray.get(worker_group.execute_async(_leave), timeout=_LEAVE_TIMEOUT_S)
+        except GetTimeoutError:
+            log.warning("A worker did not leave its group in %.0f s.", _LEAVE_TIMEOUT_S)
+
+
+def _join(group: TorchGroup, rank: int, size: int, meeting_point: str) -> None:
+    from ray.train.torch import config
+
+    config._set_torch_distributed_env_vars()
+    config._setup_torch_process_group(group.kind, rank, size, meeting_point, group.timeout_s)
+
+
+def _leave() -> None:
+    from ray.train.torch import config
+
+    config._shutdown_torch(destroy_process_group=True)

@@ -448,6 +448,8 @@ def _device() -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         log.warning("Ray gave this worker %s, but PyTorch finds no GPU: computing on CPU.", device)
         return torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 

@@ -29,6 +29,8 @@ LOG = "log.csv"
 LOSSES = "losses.csv"
 PREDICTIONS = "predictions.parquet"
 OUTCOME = "outcome.json"
+# Beside the folders of runs: published weights, fetched once for all of them.
+WEIGHTS_CACHE = "weights"
 
 
 @dataclass(frozen=True)

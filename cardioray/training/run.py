@@ -16,7 +16,7 @@ import yaml
 from ray.actor import ActorHandle
 from ray.train import CheckpointConfig, ControllerError, FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from cardioray import config, storage
 from cardioray.data import cluster
@@ -26,8 +26,8 @@ from cardioray.data.reading import read_rows
 from cardioray.data.shards import ShardSet
 from cardioray.scratch import remove_abandoned
 from cardioray.tasks.base import Task, encode_labels
-from cardioray.training.controller import EndOnValueError, run_plan
-from cardioray.training.outcome import CONFIG, Outcome, read_outcome
+from cardioray.training.controller import EndOnValueError, TorchGroup, run_plan
+from cardioray.training.outcome import CONFIG, WEIGHTS_CACHE, Outcome, read_outcome
 from cardioray.training.plan import SCORED_SPLITS, TrainPlan
 from cardioray.training.progress import STARTING
 from cardioray.training.resources import threads_per_worker, worker_resources
@@ -94,7 +94,7 @@ def train(
         _require_same(folder, _request(run, shards, split))
         log.info("%s is finished; nothing to do.", folder)
         return finished
-    plan = make_plan(run, shards, split, folder, storage.join(out, "weights"), progress, name)
+    plan = make_plan(run, shards, split, folder, storage.join(out, WEIGHTS_CACHE), progress, name)
     text = yaml.safe_dump(run.to_dict(), sort_keys=False)
     storage.write_bytes(storage.join(folder, CONFIG), text.encode())
     if progress is not None:
@@ -105,7 +105,7 @@ def train(
     return outcome
 
 
-def _fit(trainer: TorchTrainer) -> None:
+def _fit(trainer: DataParallelTrainer) -> None:
     """Run a trainer to its end; a worker's ValueError comes out as it was raised."""
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
@@ -235,7 +235,7 @@ def _require_same(folder: str, request: str) -> bool:
 
 def _trainer(
     run: RunConfig, plan: TrainPlan, out: str, name: str, callbacks: Sequence[Any]
-) -> TorchTrainer:
+) -> DataParallelTrainer:
     scale = run.scale
     resources = worker_resources(scale)
     use_gpu = resources.get("GPU", 0) > 0
@@ -244,7 +244,7 @@ def _trainer(
         backend = "nccl" if use_gpu else "gloo"
     filesystem, path = storage.filesystem(out)
     columns = run.task.columns
-    return TorchTrainer(
+    return DataParallelTrainer(
         run_plan,
         # By reference: the controller then passes the plan on without loading what it is made of.
         train_loop_config={"plan": ray.put(plan)},
@@ -264,7 +264,7 @@ def _trainer(
             # Workers never ask the hub: what they need was fetched by the driver.
             worker_runtime_env={"env_vars": {"HF_HUB_OFFLINE": "1"}},
         ),
-        torch_config=TorchConfig(backend=backend),
+        backend_config=TorchGroup(backend),
         datasets={part: read_rows(plan.shards, rows, columns) for part, rows in plan.rows.items()},
         dataset_config=RankedRows(plan.shards, plan.rows, columns, run.train.seed),
     )

@@ -18,7 +18,7 @@ from cardioray.data.shards import ShardSet
 from cardioray.data.splits import assign_splits, folds_within
 from cardioray.tasks.base import encode_labels
 from cardioray.training.export import BundleSource, write_bundle
-from cardioray.training.outcome import Outcome
+from cardioray.training.outcome import WEIGHTS_CACHE, Outcome
 from cardioray.training.progress import Shown, shown_progress
 from cardioray.training.run import make_plan, run_name, train
 from cardioray.training.settings import RunConfig
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 
 BUNDLE = "bundle"
 CROSS_FIT = "cross_fit"
-WEIGHTS = "weights"
 
 
 def train_bundle(
@@ -128,7 +127,7 @@ def bundle_of_run(
         calibration_predictions: see `BundleSource`.
         comparison: see `BundleSource`.
     """
-    cache = storage.join(outcome.folder.rsplit("/", 1)[0], WEIGHTS)
+    cache = storage.join(outcome.folder.rsplit("/", 1)[0], WEIGHTS_CACHE)
     plan = make_plan(run, shards, split, outcome.folder, cache, None, name)
     return write_bundle(
         BundleSource(

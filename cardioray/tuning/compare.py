@@ -31,7 +31,7 @@ from cardioray.models.cost import ModelCost, measure_cost
 from cardioray.models.runtime import use_bf16
 from cardioray.scratch import process_folder
 from cardioray.targets import BinaryTarget
-from cardioray.training.outcome import LOG, read_outcome
+from cardioray.training.outcome import LOG, WEIGHTS_CACHE, read_outcome
 from cardioray.training.pictures import prediction_picture
 from cardioray.training.progress import Shown, shown_progress
 from cardioray.training.resources import (
@@ -42,11 +42,12 @@ from cardioray.training.resources import (
 from cardioray.training.run import make_plan, train
 from cardioray.training.scoring import score_plan
 from cardioray.training.settings import RunConfig, ScaleConfig
-from cardioray.training.single import WEIGHTS, bundle_of_run
+from cardioray.training.single import bundle_of_run
 from cardioray.training.state import read_best_weights
 from cardioray.tuning.division import divide
 from cardioray.tuning.settings import CompareConfig
-from cardioray.tuning.trials import TrialContext, TrialResult, first_fold, other_folds
+from cardioray.tuning.trial import TrialContext
+from cardioray.tuning.trials import TrialResult, first_fold, other_folds
 
 RECORD = "compare.json"
 TRIALS = "trials"
@@ -242,7 +243,7 @@ class _Comparing:
             self.shards,
             self.division.folds[trial.fold],
             trial.folder,
-            storage.join(self.context.out, WEIGHTS),
+            storage.join(self.context.out, WEIGHTS_CACHE),
             None,
             trial.backbone,
         )

@@ -1,4 +1,4 @@
-"""Trials: one backbone on one fold, each driving one `TorchTrainer` under Ray Tune."""
+"""Many trials under Ray Tune: every backbone on the first fold, survivors on the others."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 from ray import tune
-from ray.actor import ActorHandle
 from ray.tune import FailureConfig, ResultGrid, TuneConfig, Tuner
 from ray.tune import RunConfig as TuneRunConfig
 from ray.tune.experiment import Trial
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from cardioray import config, storage
-from cardioray.data.shards import ShardSet
 from cardioray.scratch import remove_abandoned
 from cardioray.tasks.base import Monitor
 from cardioray.training.outcome import read_outcome
 from cardioray.training.progress import DONE, FAILED, STARTING, STOPPED, WAITING
-from cardioray.training.run import train
-from cardioray.training.settings import RunConfig
-from cardioray.training.single import WEIGHTS
 from cardioray.tuning.settings import AshaConfig, CompareConfig, SearchConfig
+from cardioray.tuning.trial import (
+    TrialContext,
+    asked_settings,
+    name_of,
+    overrides_of,
+    run_trial,
+    trial_name,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,79 +56,6 @@ class TrialResult:
     seconds: float
     folder: str
     checkpoint: str | None
-
-
-@dataclass(frozen=True)
-class TrialContext:
-    """What all trials share; small enough to travel with each of them."""
-
-    run: dict[str, Any]
-    shards_path: str
-    folds: list[pd.Series[str]]
-    out: str
-    progress: ActorHandle[Any] | None
-
-    def trial(self, backbone: str, overrides: Sequence[str]) -> RunConfig:
-        """The run of one backbone."""
-        written = dict(self.run)
-        name = written.pop("task")
-        return RunConfig.build(name, written, [f"model.backbone={backbone}", *overrides])
-
-    def fewest_epochs(self, backbones: Sequence[str]) -> int:
-        """Most epochs of the backbone whose run is the shortest.
-
-        Runs differ in length where only some backbones have weights to start from. The cache is
-        the one that the trials will look into.
-        """
-        cache = storage.join(self.out, WEIGHTS)
-        lengths = []
-        for name in backbones:
-            run = self.trial(name, ())
-            weights = run.task.starting_weights(cache)
-            stages = run.train.resolved_stages(weights is not None)
-            lengths.append(sum(stage.epochs for stage in stages))
-        return min(lengths)
-
-    def tell(self, step: str, runs: Sequence[str] = ()) -> None:
-        """Say on the board what is being done, and by which runs."""
-        if self.progress is not None:
-            self.progress.begin.remote(step, list(runs))
-
-
-def run_trial(settings: dict[str, Any], context: TrialContext) -> None:
-    """One trial: drive one Ray Train run; its workers report to Tune."""
-    overrides = list(settings.get("overrides", ())) + search_overrides(settings)
-    run = context.trial(settings["backbone"], overrides)
-    fold = settings["fold"]
-    train(
-        run,
-        ShardSet.open(context.shards_path),
-        context.folds[fold],
-        context.out,
-        name=trial_name(settings["backbone"], fold, overrides),
-        progress=context.progress,
-        callbacks=[TuneReportCallback()],
-    )
-
-
-def trial_name(backbone: str, fold: int, overrides: Sequence[str]) -> str:
-    """A trial's folder; searched settings are told apart by a hash."""
-    suffix = f"-{config.digest(list(overrides), 6)}" if overrides else ""
-    return f"{backbone}-fold{fold}{suffix}"
-
-
-def search_overrides(settings: dict[str, Any]) -> list[str]:
-    """What Optuna drew, as settings."""
-    keys = {
-        "learning_rate": "train.learning_rate",
-        "dropout": "model.head.dropout",
-        "rotation_degrees": "augment.rotation_degrees",
-        "contrast": "augment.contrast",
-    }
-    drawn = [f"{keys[key]}={settings[key]:.6g}" for key in keys if key in settings]
-    if "hidden" in settings:
-        drawn.append(f"model.head.hidden={list(settings['hidden'])}")
-    return drawn
 
 
 def asha_scheduler(settings: AshaConfig, epochs: int) -> ASHAScheduler | None:
@@ -226,9 +154,7 @@ def _tune(
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # Tune's own answer to Ctrl-C is to return, as though the trials had ended.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    trainable = tune.with_resources(
-        tune.with_parameters(_trainable, context=context), {"cpu": 0.01}
-    )
+    trainable = tune.with_resources(tune.with_parameters(run_trial, context=context), {"cpu": 0.01})
     filesystem, path = storage.filesystem(context.out)
     place = storage.join(context.out, name)
     remote = filesystem if storage.is_remote(context.out) else None
@@ -279,7 +205,7 @@ class _Watched:
 
     def note(self, trial: Trial) -> None:
         """Tell the board where Tune has begun or ended a trial."""
-        name = _name_of(trial.config)
+        name = name_of(trial.config)
         before = self.statuses.get(name)
         self.statuses[name] = trial.status
         if trial.status == before or self.context.progress is None:
@@ -312,16 +238,6 @@ class _Watch(tune.Callback):  # type: ignore[misc]
             _WATCHED.get().note(trial)
 
 
-def _name_of(settings: dict[str, Any] | None) -> str:
-    asked = _asked(settings)
-    overrides = list(asked.get("overrides", ())) + search_overrides(asked)
-    return trial_name(asked["backbone"], asked["fold"], overrides)
-
-
-def _trainable(settings: dict[str, Any], context: TrialContext) -> None:
-    run_trial(settings.get("trial", settings), context)
-
-
 def _space(search: SearchConfig, backbones: Sequence[str]) -> dict[str, Any]:
     return {
         "backbone": tune.choice(list(backbones)),
@@ -341,7 +257,7 @@ def _collect(results: ResultGrid, context: TrialContext, monitor: Monitor) -> li
     """
     if results.errors:
         failed = [result for result in results if result.error]
-        names = sorted(str(_asked(result.config)["backbone"]) for result in failed)
+        names = sorted(str(asked_settings(result.config)["backbone"]) for result in failed)
         raise config.Failed(
             f"{len(failed)} trials failed ({', '.join(names)}); the same command resumes. First "
             f"error: {failed[0].error}"
@@ -349,17 +265,10 @@ def _collect(results: ResultGrid, context: TrialContext, monitor: Monitor) -> li
     return [_trial_result(result, context, monitor) for result in results]
 
 
-def _asked(settings: dict[str, Any] | None) -> dict[str, Any]:
-    settings = settings or {}
-    asked = settings.get("trial", settings)
-    assert isinstance(asked, dict)
-    return asked
-
-
 def _trial_result(result: Any, context: TrialContext, monitor: Monitor) -> TrialResult:
-    asked = _asked(result.config)
-    overrides = list(asked.get("overrides", ())) + search_overrides(asked)
-    folder = storage.join(context.out, _name_of(result.config))
+    asked = asked_settings(result.config)
+    overrides = overrides_of(asked)
+    folder = storage.join(context.out, name_of(result.config))
     outcome = read_outcome(folder)
     metrics = result.metrics or {}
     if outcome is not None:

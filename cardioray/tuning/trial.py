@@ -1,0 +1,117 @@
+"""One trial: one backbone on one fold; what the process of a trial loads.
+
+There are dozens of them in a comparison, so that this module imports nothing that draws, exports
+or searches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from ray.actor import ActorHandle
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from cardioray import config, storage
+from cardioray.data.shards import ShardSet
+from cardioray.training.outcome import WEIGHTS_CACHE
+from cardioray.training.run import train
+from cardioray.training.settings import RunConfig
+
+
+@dataclass(frozen=True)
+class TrialContext:
+    """What all trials share; small enough to travel with each of them."""
+
+    run: dict[str, Any]
+    shards_path: str
+    folds: list[pd.Series[str]]
+    out: str
+    progress: ActorHandle[Any] | None
+
+    def trial(self, backbone: str, overrides: Sequence[str]) -> RunConfig:
+        """The run of one backbone."""
+        written = dict(self.run)
+        name = written.pop("task")
+        return RunConfig.build(name, written, [f"model.backbone={backbone}", *overrides])
+
+    def fewest_epochs(self, backbones: Sequence[str]) -> int:
+        """Most epochs of the backbone whose run is the shortest.
+
+        Runs differ in length where only some backbones have weights to start from. The cache is
+        the one that the trials will look into.
+        """
+        cache = storage.join(self.out, WEIGHTS_CACHE)
+        lengths = []
+        for name in backbones:
+            run = self.trial(name, ())
+            weights = run.task.starting_weights(cache)
+            stages = run.train.resolved_stages(weights is not None)
+            lengths.append(sum(stage.epochs for stage in stages))
+        return min(lengths)
+
+    def tell(self, step: str, runs: Sequence[str] = ()) -> None:
+        """Say on the board what is being done, and by which runs."""
+        if self.progress is not None:
+            self.progress.begin.remote(step, list(runs))
+
+
+def run_trial(settings: dict[str, Any], context: TrialContext) -> None:
+    """Drive one run of Ray Train; its workers report to Tune.
+
+    Args:
+        settings: what Tune drew.
+        context: what all trials share.
+    """
+    asked = asked_settings(settings)
+    overrides = overrides_of(asked)
+    train(
+        context.trial(asked["backbone"], overrides),
+        ShardSet.open(context.shards_path),
+        context.folds[asked["fold"]],
+        context.out,
+        name=trial_name(asked["backbone"], asked["fold"], overrides),
+        progress=context.progress,
+        callbacks=[TuneReportCallback()],
+    )
+
+
+def trial_name(backbone: str, fold: int, overrides: Sequence[str]) -> str:
+    """A trial's folder; searched settings are told apart by a hash."""
+    suffix = f"-{config.digest(list(overrides), 6)}" if overrides else ""
+    return f"{backbone}-fold{fold}{suffix}"
+
+
+def search_overrides(settings: dict[str, Any]) -> list[str]:
+    """What Optuna drew, as settings."""
+    keys = {
+        "learning_rate": "train.learning_rate",
+        "dropout": "model.head.dropout",
+        "rotation_degrees": "augment.rotation_degrees",
+        "contrast": "augment.contrast",
+    }
+    drawn = [f"{keys[key]}={settings[key]:.6g}" for key in keys if key in settings]
+    if "hidden" in settings:
+        drawn.append(f"model.head.hidden={list(settings['hidden'])}")
+    return drawn
+
+
+def asked_settings(settings: dict[str, Any] | None) -> dict[str, Any]:
+    """Backbone, fold and more of a trial, from what Tune gives it."""
+    settings = settings or {}
+    asked = settings.get("trial", settings)
+    assert isinstance(asked, dict)
+    return asked
+
+
+def overrides_of(asked: dict[str, Any]) -> list[str]:
+    """The settings that were given to a trial, and those that were drawn for it."""
+    return [*asked.get("overrides", ()), *search_overrides(asked)]
+
+
+def name_of(settings: dict[str, Any] | None) -> str:
+    """The folder of a trial, from what Tune gives it."""
+    asked = asked_settings(settings)
+    return trial_name(asked["backbone"], asked["fold"], overrides_of(asked))
