@@ -5,10 +5,12 @@ Containers are taken into account: a limit set on the process counts, not the ma
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import shutil
 import socket
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,13 +39,33 @@ class Gpu:
         return self.capability >= (8, 0)
 
 
-def collect_rarely() -> None:
+@contextlib.contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Variables that hold for a while, and that processes started meanwhile inherit."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def collecting_rarely() -> Iterator[None]:
     """Have Python look for garbage after 50,000 new objects instead of 700.
 
-    While torch is loaded objects are made by the million, which all stay; to look among them every
-    700 takes a fifth of the time.
+    Loading torch makes objects by the million, all of which stay; looking among them every 700
+    takes a fifth of the time.
     """
+    before = gc.get_threshold()
     gc.set_threshold(50_000, 20, 20)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def find_gpus() -> list[Gpu]:

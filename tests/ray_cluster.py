@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from cardioray.data import cluster
+from cardioray.machine import environment
 
 
 @contextlib.contextmanager
@@ -21,20 +22,6 @@ def private_folder() -> Iterator[Path]:
     """A folder with a short name: Ray's socket paths must fit into about 100 characters."""
     with tempfile.TemporaryDirectory(prefix="cr-", ignore_cleanup_errors=True) as name:
         yield Path(name)
-
-
-@contextlib.contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Variables that hold for a while."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
 
 
 @contextlib.contextmanager

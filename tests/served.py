@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from ray import serve
-from ray_cluster import environment, private_folder
+from ray_cluster import private_folder
 
 from cardioray.data import cluster
+from cardioray.machine import environment
 from cardioray.serve.deploy import leave
 from cardioray.serve.proxy import MIDDLEWARE_PATH, MIDDLEWARE_VARIABLE
 

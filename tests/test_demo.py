@@ -12,11 +12,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from ray_cluster import environment, private_folder
+from ray_cluster import private_folder
 from rich.console import Console
 
 from cardioray.bundle import open_bundle
 from cardioray.demo import DemoConfig, run_demo
+from cardioray.machine import environment
 from cardioray.model_store import bundle_place
 from cardioray.serve.deploy import leave
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import ray
 
 from cardioray import storage
-from cardioray.machine import free_port
+from cardioray.machine import environment, free_port
 
 log = logging.getLogger(__name__)
 
@@ -55,26 +55,17 @@ def start_local(num_cpus: int | None = None, num_gpus: int | None = None) -> Non
     # That Ray wants a token of whoever joins is no news to act on: this process has it.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel("ERROR")
     port = free_port()
-    before = os.environ.get(_PORT)
-    os.environ[_PORT] = str(port)
-    try:
+    # Inherited, not in a runtime_env: for one, Ray would start Python twice in every worker.
+    known = {_PORT: str(port), "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}
+    with environment(known):
         ray.init(
             address="local",
             num_cpus=num_cpus,
             num_gpus=num_gpus,
             include_dashboard=True,
-            runtime_env={
-                "env_vars": {"RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"},
-                "worker_process_setup_hook": "cardioray.machine.collect_rarely",
-            },
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
-    finally:
-        if before is None:
-            del os.environ[_PORT]
-        else:
-            os.environ[_PORT] = before
     _quiet_data()
 
 

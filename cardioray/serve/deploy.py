@@ -12,7 +12,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,6 +24,7 @@ import yaml
 from cardioray import config, storage
 from cardioray.bundle import METADATA, BundleError, open_bundle
 from cardioray.data import cluster
+from cardioray.machine import environment
 from cardioray.model_store import bundle_place
 from cardioray.serve import fast
 from cardioray.serve.auth import read_keys, require_keys
@@ -142,7 +143,7 @@ def serve_bundles(
         _require_free_port(server.host, server.port)
         scratch = Path(tempfile.mkdtemp(prefix="crs-"))
         try:
-            with _variables(_environment(server, scratch)):
+            with environment(_environment(server, scratch)):
                 cluster.connect()
         except BaseException:
             shutil.rmtree(scratch)
@@ -270,21 +271,6 @@ def _raise_if_failed(name: str, status: str, messages: Sequence[str]) -> None:
 def _environment(server: ServerSettings, scratch: Path) -> dict[str, str]:
     own = {MIDDLEWARE_VARIABLE: MIDDLEWARE_PATH}
     return own | (fast.environment(server, scratch) if server.mode == "fast" else {})
-
-
-@contextlib.contextmanager
-def _variables(values: dict[str, str]) -> Iterator[None]:
-    """The environment that the processes of a cluster inherit when it starts."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _require_same_server(server: ServerSettings) -> None:

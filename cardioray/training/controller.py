@@ -7,6 +7,7 @@ little, this module imports no network and no training loop.
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.util import TrainingFramework
 
+from cardioray.machine import collecting_rarely
+
 log = logging.getLogger(__name__)
 
 # After a kill, those who are left may still wait for the one that is gone.
@@ -26,7 +29,8 @@ _LEAVE_TIMEOUT_S = 30.0
 
 def run_plan(settings: dict[str, Any]) -> None:
     """The training function: runs in every worker, which alone loads the loop."""
-    from cardioray.training.loop import train_worker
+    with collecting_rarely():
+        from cardioray.training.loop import train_worker
 
     train_worker(ray.get(settings["plan"]))
 
@@ -99,7 +103,10 @@ class _TorchGroupBackend(Backend):  # type: ignore[misc]
 
 
 def _join(group: TorchGroup, rank: int, size: int, meeting_point: str) -> None:
-    from ray.train.torch import config
+    # Workers never ask the hub: what they need was fetched by the driver.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    with collecting_rarely():
+        from ray.train.torch import config
 
     config._set_torch_distributed_env_vars()
     config._setup_torch_process_group(group.kind, rank, size, meeting_point, group.timeout_s)

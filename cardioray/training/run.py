@@ -261,8 +261,6 @@ def _trainer(
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=run.train.max_failures),
             callbacks=list(callbacks),
-            # Workers never ask the hub: what they need was fetched by the driver.
-            worker_runtime_env={"env_vars": {"HF_HUB_OFFLINE": "1"}},
         ),
         backend_config=TorchGroup(backend),
         datasets={part: read_rows(plan.shards, rows, columns) for part, rows in plan.rows.items()},
