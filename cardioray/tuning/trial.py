@@ -94,7 +94,7 @@ def search_overrides(settings: dict[str, Any]) -> list[str]:
     }
     drawn = [f"{keys[key]}={settings[key]:.6g}" for key in keys if key in settings]
     if "hidden" in settings:
-        drawn.append(f"model.head.hidden={list(settings['hidden'])}")
+        drawn.append(f"model.head.hidden={settings['hidden']}")
     return drawn
 
 

@@ -243,7 +243,8 @@ def _space(search: SearchConfig, backbones: Sequence[str]) -> dict[str, Any]:
         "backbone": tune.choice(list(backbones)),
         "learning_rate": tune.loguniform(*search.learning_rate),
         "dropout": tune.uniform(*search.dropout),
-        "hidden": tune.choice([list(widths) for widths in search.hidden]),
+        # As text: Optuna keeps choices in a database, and warns of others.
+        "hidden": tune.choice([str(list(widths)) for widths in search.hidden]),
         "rotation_degrees": tune.uniform(*search.rotation_degrees),
         "contrast": tune.uniform(*search.contrast),
     }
