@@ -16,6 +16,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from cardioray import config, storage
+from cardioray.models.backbones import backbone_info
 from cardioray.scratch import remove_abandoned
 from cardioray.tasks.base import Monitor
 from cardioray.training.outcome import read_outcome
@@ -85,7 +86,10 @@ def first_fold(
     if settings.asha.enabled:
         scheduler = asha_scheduler(settings.asha, context.fewest_epochs(settings.backbones))
     search = settings.search
-    space: dict[str, Any] = {"backbone": tune.grid_search(list(settings.backbones)), "fold": 0}
+    # Stopping compares with those that came before, and the very first ones always go on: the
+    # smallest networks set the standard, and the largest have to reach it.
+    backbones = sorted(settings.backbones, key=lambda n: backbone_info(n).parameters_millions)
+    space: dict[str, Any] = {"backbone": tune.grid_search(backbones), "fold": 0}
     algorithm, samples = None, 1
     if search.num_samples:
         algorithm = OptunaSearch(
@@ -96,7 +100,7 @@ def first_fold(
         )
         space, samples = {"fold": 0}, search.num_samples
     if not search.num_samples:  # what a search will draw is not known beforehand
-        context.tell("first fold", [trial_name(name, 0, ()) for name in settings.backbones])
+        context.tell("first fold", [trial_name(name, 0, ()) for name in backbones])
     else:
         context.tell(f"{search.num_samples} draws on the first fold")
     results = _tune(
