@@ -21,6 +21,10 @@ from cardioray.serve.problems import Problem, internal_error, not_found, overloa
 MIDDLEWARE_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 MIDDLEWARE_PATH = "cardioray.serve.proxy.middlewares"
 REQUEST_ID = "x-request-id"
+# A proxy hands a request's body to a replica as the result of a call. Beyond 100 kB, and thus for
+# most pictures, Ray would take the way through its object store, which costs a tenth of the
+# throughput on two cores.
+PICTURES_IN_MESSAGES = {"RAY_max_direct_call_object_size": str(8 * 2**20)}
 
 _WELL_FORMED = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
