@@ -18,14 +18,13 @@ from ray_cluster import private_folder
 from cardioray.data import cluster
 from cardioray.machine import environment
 from cardioray.serve.deploy import leave
-from cardioray.serve.proxy import MIDDLEWARE_PATH, MIDDLEWARE_VARIABLE
+from cardioray.serve.proxy import VARIABLES
 
 
 @contextlib.contextmanager
 def serving_cluster(num_cpus: int = 8) -> Iterator[Path]:
     """A local cluster as `serve_bundles` starts it; gives the folder of its logs."""
-    variables = {MIDDLEWARE_VARIABLE: MIDDLEWARE_PATH}
-    with private_folder() as folder, environment({**variables, "RAY_TMPDIR": str(folder)}):
+    with private_folder() as folder, environment({**VARIABLES, "RAY_TMPDIR": str(folder)}):
         cluster.connect(num_cpus)
         try:
             yield folder

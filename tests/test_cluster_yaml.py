@@ -12,6 +12,8 @@ import yaml
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from cardioray.serve.proxy import VARIABLES
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -84,6 +86,13 @@ def test_authentication_is_on_wherever_ray_starts(cluster: dict[str, Any]) -> No
     assert "RAY_AUTH_MODE=token" in setup, "`ray exec` and jobs need the mode too"
     assert "/home/ubuntu/.ray/auth_token" in cluster["file_mounts"]
     assert "chmod 600 ~/.ray/auth_token" in setup
+
+
+def test_every_node_is_ready_to_serve(cluster: dict[str, Any]) -> None:
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        before = commands(cluster, key).partition("ray start")[0]
+        for name, value in VARIABLES.items():
+            assert f"export {name}={value};" in before
 
 
 def test_nothing_but_ssh_is_reached_from_outside(cluster: dict[str, Any]) -> None:

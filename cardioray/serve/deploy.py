@@ -28,11 +28,7 @@ from cardioray.machine import environment
 from cardioray.model_store import bundle_place
 from cardioray.serve import fast
 from cardioray.serve.auth import read_keys, require_keys
-from cardioray.serve.proxy import (
-    MIDDLEWARE_PATH,
-    MIDDLEWARE_VARIABLE,
-    PICTURES_IN_MESSAGES,
-)
+from cardioray.serve.proxy import VARIABLES
 from cardioray.serve.serve_file import IMPORT_PATH, check_serve_file
 from cardioray.serve.settings import ServerSettings, ServeSettings
 
@@ -273,8 +269,7 @@ def _raise_if_failed(name: str, status: str, messages: Sequence[str]) -> None:
 
 
 def _environment(server: ServerSettings, scratch: Path) -> dict[str, str]:
-    own = {MIDDLEWARE_VARIABLE: MIDDLEWARE_PATH, **PICTURES_IN_MESSAGES}
-    return own | (fast.environment(server, scratch) if server.mode == "fast" else {})
+    return VARIABLES | (fast.environment(server, scratch) if server.mode == "fast" else {})
 
 
 def _require_same_server(server: ServerSettings) -> None:

@@ -3,7 +3,7 @@
 Serve answers some requests by itself: when queues are full, when there is no such path, when a
 replica dies. Here those answers become problem details as well, and a client's request id is
 checked before Serve writes it into its log. Serve takes the middleware from an environment
-variable (`MIDDLEWARE_VARIABLE`), which every node of a cluster needs; without it answers of Serve
+variable (in `VARIABLES`), which every node of a cluster needs; without it answers of Serve
 itself are plain text.
 """
 
@@ -18,13 +18,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cardioray.serve.problems import Problem, internal_error, not_found, overloaded
 
-MIDDLEWARE_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-MIDDLEWARE_PATH = "cardioray.serve.proxy.middlewares"
 REQUEST_ID = "x-request-id"
-# A proxy hands a request's body to a replica as the result of a call. Beyond 100 kB, and thus for
-# most pictures, Ray would take the way through its object store, which costs a tenth of the
-# throughput on two cores.
-PICTURES_IN_MESSAGES = {"RAY_max_direct_call_object_size": str(8 * 2**20)}
+# What every node of a cluster that serves needs in its environment.
+VARIABLES = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cardioray.serve.proxy.middlewares",
+    # A proxy hands a request's body to a replica as the result of a call. Beyond 100 kB, and thus
+    # for most pictures, Ray would take the way through its object store, which costs a tenth of
+    # the throughput on two cores.
+    "RAY_max_direct_call_object_size": str(8 * 2**20),
+}
 
 _WELL_FORMED = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
