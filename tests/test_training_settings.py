@@ -183,7 +183,7 @@ def test_without_published_weights_training_starts_from_scratch_and_says_so(
         raise PermissionError("403: the proxy does not let this through")
 
     monkeypatch.setattr(weights, "HF_HUB_OFFLINE", offline)
-    monkeypatch.setattr(weights.timm, "create_model", refused)
+    monkeypatch.setattr("timm.create_model", refused)
     monkeypatch.setattr(weights.httpx, "head", lambda *_, **__: None)
     settings = ImageModelConfig(backbone="vgg16")
     assert weights.starting_weights(settings, 1, str(tmp_path)) is None
