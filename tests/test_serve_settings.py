@@ -7,7 +7,8 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,7 +22,10 @@ from cardioray.serve.auth import KeyRing, hash_key, new_key, read_keys, require_
 from cardioray.serve.batcher import Batcher
 from cardioray.serve.deploy import serve_bundles, write_serve_config
 from cardioray.serve.haproxy_guard import keep_on_loopback
+from cardioray.serve.hosting import Threads
+from cardioray.serve.problems import Problem
 from cardioray.serve.proxy import request_id_from
+from cardioray.serve.replica import Answerer
 from cardioray.serve.serve_file import check_serve_file
 from cardioray.serve.settings import NamedBundle, ServerSettings, ServeSettings, is_loopback
 
@@ -375,3 +379,20 @@ def test_a_waiting_batcher_starts_early_when_the_batch_is_full() -> None:
 
     run_batcher(network, scenario, max_batch_size=4, wait_s=60)
     assert network.batches == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("raised", "answered"), [(ZeroDivisionError, Problem), (MemoryError, None)]
+)
+def test_only_the_file_is_blamed_for_what_is_in_it(
+    raised: type[Exception], answered: type[Exception] | None
+) -> None:
+    def decode(data: bytes) -> None:
+        raise raised
+
+    replica = SimpleNamespace(_threads=Threads.start(decoders=1))
+    model = SimpleNamespace(predictor=SimpleNamespace(decode=decode))
+    with pytest.raises(answered or raised) as error:
+        asyncio.run(Answerer._decode(cast(Any, replica), cast(Any, model), b""))
+    if isinstance(error.value, Problem):
+        assert error.value.status == 422

@@ -105,6 +105,8 @@ class Answerer:
             return await loop.run_in_executor(self._threads.decode, model.predictor.decode, data)
         except UnreadableImage as error:
             raise unreadable(str(error)) from None
+        except MemoryError:
+            raise  # the server's trouble, not the file's: pictures are measured before decoding
         except Exception as error:
             # Nothing but the upload goes into a decoder: what it did not foresee is in there.
             log_fault("Decoding", error)
