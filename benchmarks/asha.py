@@ -123,7 +123,7 @@ def _compute_seconds(trial: TrialResult) -> float:
 
 def _winner(trials: Sequence[TrialResult]) -> TrialResult:
     """The best on validation patients; of those that ASHA stopped none can win."""
-    return max((t for t in trials if not t.stopped_early), key=lambda t: t.validation_score)
+    return max((t for t in trials if not t.stopped_early), key=lambda t: t.standing)
 
 
 def _test_patients(trial: TrialResult) -> pd.DataFrame:

@@ -15,6 +15,8 @@ from cardioray.machine import environment, free_port
 log = logging.getLogger(__name__)
 
 _PORT = "RAY_GCS_SERVER_PORT"
+# Set in the processes of a local cluster.
+_LOCAL = "CARDIORAY_LOCAL_CLUSTER"
 # A resource that Ray gives to the head, and to no other node.
 _HEAD = "node:__internal_head__"
 
@@ -56,7 +58,13 @@ def start_local(num_cpus: int | None = None, num_gpus: int | None = None) -> Non
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel("ERROR")
     port = free_port()
     # Inherited, not in a runtime_env: for one, Ray would start Python twice in every worker.
-    known = {_PORT: str(port), "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}
+    known = {
+        _PORT: str(port),
+        "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}",
+        # Ray Train's own choice for its controllers.
+        "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
+        _LOCAL: "1",
+    }
     with environment(known):
         ray.init(
             address="local",
@@ -67,6 +75,14 @@ def start_local(num_cpus: int | None = None, num_gpus: int | None = None) -> Non
             logging_level=logging.WARNING,
         )
     _quiet_data()
+
+
+def inherits_environment() -> bool:
+    """Whether this is a process of a local cluster.
+
+    All of them have the environment of the command that started the cluster.
+    """
+    return _LOCAL in os.environ
 
 
 def hasten_training() -> None:

@@ -43,7 +43,9 @@ class LeaderboardEntry:
         predictions: out-of-fold rows of split "test", one fold or several pooled, and where there
             are any the rows of split "calibration" of the same folds.
         validation_score: the figure on validation patients by which the winner is chosen.
-        stopped_early: whether the scheduler stopped it, so that it has fewer epochs or folds.
+        standing: the same as a number of which more is better, and in which equal scores may
+            differ; None for the score itself.
+        stopped_early: whether it was given up before the end, so that it has fewer epochs or folds.
         epochs: epochs trained.
         folds: folds done.
         parameters_millions: of the model.
@@ -56,6 +58,7 @@ class LeaderboardEntry:
     name: str
     predictions: pd.DataFrame
     validation_score: float
+    standing: float | None = None
     stopped_early: bool = False
     epochs: int | None = None
     folds: int | None = None
@@ -226,8 +229,15 @@ def build_leaderboard(
         )
     resampling = Resampling(num_resamples, seed)
     settings = FittingSettings(rule, calibration, alpha, seed)
-    sign = 1 if validation_metric in LOWER_IS_BETTER else -1
-    ordered = sorted(entries, key=lambda e: (e.stopped_early, sign * e.validation_score, e.name))
+    sign = -1 if validation_metric in LOWER_IS_BETTER else 1
+
+    def place(entry: LeaderboardEntry) -> tuple[bool, float, str]:
+        standing = entry.standing
+        if standing is None:
+            standing = sign * entry.validation_score
+        return (entry.stopped_early, -standing, entry.name)
+
+    ordered = sorted(entries, key=place)
     decided = [_decided(entry, target, settings) for entry in ordered]
     tests = [None] + [
         _compare(decided[0].studies, other.studies, target, resampling) for other in decided[1:]

@@ -30,6 +30,11 @@ from cardioray.targets import BinaryTarget, RegressionTarget
 Batch = dict[str, Tensor]
 Outputs = dict[str, Tensor]
 
+# Monitored figures that differ by less are called equal.
+_TIE = 1e-4
+# What `Monitor.standing` is called in what a run reports.
+STANDING = "standing"
+
 
 @config.config
 class OperatingConfig:
@@ -68,6 +73,9 @@ class LabelStatistics:
 class Monitor:
     """The validation figure that stops training early and chooses winners.
 
+    With few validation patients, figures such as the AUC take few values, and several models have
+    the same; what is compared is therefore `standing`, in which the loss decides between equals.
+
     Attributes:
         name: column of the training log ("val_auc").
         mode: whether more or less is better.
@@ -80,6 +88,16 @@ class Monitor:
         """Whether a value beats the best so far by more than `min_delta`; NaN never does."""
         gain = value - best if self.mode == "max" else best - value
         return bool(gain > min_delta)
+
+    def standing(self, figures: Mapping[str, float]) -> float:
+        """The monitored figure as a number of which more is better, ties broken by `val_loss`.
+
+        Args:
+            figures: validation figures of an epoch, `val_loss` (at least 0) among them.
+        """
+        value = figures[self.name] if self.mode == "max" else -figures[self.name]
+        loss = figures["val_loss"]
+        return value - _TIE * loss / (1 + loss)
 
 
 class Task(ABC):

@@ -27,7 +27,7 @@ from cardioray.data.ranks import RankedRows, Rows
 from cardioray.machine import usable_cores
 from cardioray.models.runtime import use_bf16
 from cardioray.scratch import process_folder
-from cardioray.tasks.base import Batch, Monitor
+from cardioray.tasks.base import STANDING, Batch, Monitor
 from cardioray.training.feed import RowFeed, epoch_order
 from cardioray.training.logs import RunLogs
 from cardioray.training.outcome import write_outcome
@@ -229,7 +229,8 @@ class _Trainer:
         self._tell({"images_per_second": speed["images_per_second"], "best": progress.best})
         if self.logs is not None:
             self.logs.write_epoch(progress, speed)
-        self._report(row | speed)
+        standing = self.task.monitor.standing(figures)
+        self._report(row | speed | {STANDING: standing})
 
     def _steps(self, stage: StageConfig, network: nn.Module) -> tuple[list[float], float, float]:
         """Train on every row once; gives the step losses, the last rate, and seconds waited."""
@@ -387,9 +388,11 @@ class _Trainer:
     def _note_best(self, stage: StageConfig, figures: dict[str, float]) -> None:
         assert self.state is not None
         progress, monitor = self.state.progress, self.task.monitor
-        value = figures[monitor.name]
-        if _beats(monitor, value, progress.best):
+        value, standing = figures[monitor.name], monitor.standing(figures)
+        best = progress.standing
+        if best is None or math.isnan(best) or standing > best:
             progress.best, progress.best_epoch = value, progress.epoch
+            progress.standing = standing
             self.state.best_weights = _copied(self._kept_model())
         if _beats(monitor, value, progress.stage_best, stage.min_delta):
             progress.stage_best, progress.waited = value, 0

@@ -41,12 +41,14 @@ class Outcome:
         folder: the run's folder or prefix.
         best: best monitored validation figure.
         best_epoch: epoch that reached it.
+        standing: its standing among runs (`Monitor.standing`); more is better.
         epochs: epochs trained in all stages.
     """
 
     folder: str
     best: float
     best_epoch: int
+    standing: float
     epochs: int
 
     def predictions(self) -> pd.DataFrame:
@@ -84,6 +86,7 @@ def write_outcome(
     record = {
         "best": progress.best,
         "best_epoch": progress.best_epoch,
+        "standing": progress.standing,
         "epochs": progress.epoch,
     }
     storage.write_bytes(storage.join(folder, OUTCOME), json.dumps(record, indent=2).encode())

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +12,8 @@ import pandas as pd
 import ray
 import yaml
 from ray.actor import ActorHandle
-from ray.train import CheckpointConfig, ControllerError, FailureConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from cardioray import config, storage
 from cardioray.data import cluster
@@ -24,7 +21,6 @@ from cardioray.data.manifest import check_studies
 from cardioray.data.ranks import RankedRows
 from cardioray.data.reading import read_rows
 from cardioray.data.shards import ShardSet
-from cardioray.scratch import remove_abandoned
 from cardioray.tasks.base import Task, encode_labels
 from cardioray.training.controller import EndOnValueError, TorchGroup, run_plan
 from cardioray.training.outcome import CONFIG, WEIGHTS_CACHE, Outcome, read_outcome
@@ -32,6 +28,7 @@ from cardioray.training.plan import SCORED_SPLITS, TrainPlan
 from cardioray.training.progress import STARTING
 from cardioray.training.resources import threads_per_worker, worker_resources
 from cardioray.training.settings import RunConfig
+from cardioray.training.trainer import Trainer, fit
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +60,7 @@ def train(
     name: str | None = None,
     progress: ActorHandle[Any] | None = None,
     callbacks: Sequence[Any] = (),
+    called_off: Callable[[], bool] | None = None,
 ) -> Outcome:
     """Train one model on prepared shards, or go on with a run that was stopped.
 
@@ -77,8 +75,10 @@ def train(
         name: the run's folder below it; by default a name that depends on all settings and data.
         progress: actor that is told how far the run is.
         callbacks: for Ray Train's run config (Tune's report callback).
+        called_off: asked several times a second whether to end the run where it is.
 
     Raises:
+        CalledOff: when `called_off` said so.
         ValueError: for settings that cannot work with this data or cluster, and for a folder that
             holds a run of other settings or data.
         ray.train.TrainingFailedError: when workers failed more often than `train.max_failures`.
@@ -99,29 +99,12 @@ def train(
     storage.write_bytes(storage.join(folder, CONFIG), text.encode())
     if progress is not None:
         progress.update.remote(name, {"status": STARTING})
-    _fit(_trainer(run, plan, out, name, [*callbacks, EndOnValueError()]))
+    trainer = _trainer(run, plan, out, name, [*callbacks, EndOnValueError()])
+    trainer.called_off = called_off
+    fit(trainer)
     outcome = read_outcome(folder)
     assert outcome is not None
     return outcome
-
-
-def _fit(trainer: DataParallelTrainer) -> None:
-    """Run a trainer to its end; a worker's ValueError comes out as it was raised."""
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit()
-    except ControllerError as error:
-        if isinstance(error.controller_failure, ValueError):
-            raise error.controller_failure from error
-        raise
-    except SystemExit as error:
-        # Ray Train answers Ctrl-C by ending the workers and then the process, as if all were well.
-        raise KeyboardInterrupt from error
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, handler)
-        remove_abandoned()
 
 
 def make_plan(
@@ -235,7 +218,7 @@ def _require_same(folder: str, request: str) -> bool:
 
 def _trainer(
     run: RunConfig, plan: TrainPlan, out: str, name: str, callbacks: Sequence[Any]
-) -> DataParallelTrainer:
+) -> Trainer:
     scale = run.scale
     resources = worker_resources(scale)
     use_gpu = resources.get("GPU", 0) > 0
@@ -244,7 +227,7 @@ def _trainer(
         backend = "nccl" if use_gpu else "gloo"
     filesystem, path = storage.filesystem(out)
     columns = run.task.columns
-    return DataParallelTrainer(
+    return Trainer(
         run_plan,
         # By reference: the controller then passes the plan on without loading what it is made of.
         train_loop_config={"plan": ray.put(plan)},

@@ -26,6 +26,7 @@ class Progress:
         step: optimiser steps taken.
         best: best monitored figure so far.
         best_epoch: epoch that reached it.
+        standing: its standing among epochs and runs (`Monitor.standing`); more is better.
         stage_best: best monitored figure of the current stage; early stopping follows it.
         waited: epochs of this stage since it improved.
         plateau: state of the plateau schedule.
@@ -39,6 +40,7 @@ class Progress:
     step: int = 0
     best: float | None = None
     best_epoch: int = 0
+    standing: float | None = None
     stage_best: float | None = None
     waited: int = 0
     plateau: dict[str, Any] = field(default_factory=dict)

@@ -47,7 +47,7 @@ from cardioray.training.state import read_best_weights
 from cardioray.tuning.division import divide
 from cardioray.tuning.settings import CompareConfig
 from cardioray.tuning.trial import TrialContext
-from cardioray.tuning.trials import TrialResult, first_fold, other_folds
+from cardioray.tuning.trials import TrialResult, choose_survivors, first_fold, other_folds
 
 RECORD = "compare.json"
 TRIALS = "trials"
@@ -198,7 +198,7 @@ class _Comparing:
         self._write_record(request, None)
         monitor = self.run.task.monitor
         trials = first_fold(self.context, self.settings, monitor, self.concurrent)
-        survivors = [trial for trial in trials if not trial.stopped_early]
+        survivors = choose_survivors(trials, self.settings.asha)
         trials += other_folds(
             self.context, survivors, self.settings.folds, self.concurrent, monitor
         )
@@ -222,7 +222,9 @@ class _Comparing:
             name=name,
             predictions=pd.concat([self._predictions(trial) for trial in trials]),
             validation_score=float(np.mean([trial.validation_score for trial in trials])),
-            stopped_early=any(trial.stopped_early for trial in trials),
+            standing=float(np.mean([trial.standing for trial in trials])),
+            # By ASHA, or because better ones came to the end of the first fold.
+            stopped_early=len(trials) < self.settings.folds,
             epochs=sum(trial.epochs for trial in trials),
             folds=len(trials),
             parameters_millions=cost.parameters_millions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field
@@ -18,12 +19,21 @@ class AshaConfig:
     Attributes:
         enabled: False trains every backbone to its end.
         grace_epochs: epochs every backbone gets.
-        reduction_factor: of those that reached a rung, one in this many goes on.
+        reduction_factor: of those that reached a rung, one in this many goes on; of all backbones,
+            one in this many (rounded up) goes on to the other folds.
     """
 
     enabled: bool = True
     grace_epochs: int = Field(default=4, ge=1)
     reduction_factor: float = Field(default=3.0, gt=1)
+
+    def survivors(self, backbones: int) -> int:
+        """Most backbones that the other folds are for.
+
+        Asynchronous halving lets the first trials go on for want of others to compare them with,
+        so that more reach the end of the fold than one in `reduction_factor`.
+        """
+        return math.ceil(backbones / self.reduction_factor) if self.enabled else backbones
 
 
 @config.config

@@ -6,12 +6,15 @@ or searches.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 from ray.actor import ActorHandle
+from ray.train._internal.session import get_session
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from cardioray import config, storage
@@ -19,6 +22,7 @@ from cardioray.data.shards import ShardSet
 from cardioray.training.outcome import WEIGHTS_CACHE
 from cardioray.training.run import train
 from cardioray.training.settings import RunConfig
+from cardioray.training.trainer import CalledOff
 
 
 @dataclass(frozen=True)
@@ -67,15 +71,21 @@ def run_trial(settings: dict[str, Any], context: TrialContext) -> None:
     """
     asked = asked_settings(settings)
     overrides = overrides_of(asked)
-    train(
-        context.trial(asked["backbone"], overrides),
-        ShardSet.open(context.shards_path),
-        context.folds[asked["fold"]],
-        context.out,
-        name=trial_name(asked["backbone"], asked["fold"], overrides),
-        progress=context.progress,
-        callbacks=[TuneReportCallback()],
-    )
+    session = get_session()
+    assert session is not None
+    # How long Tune waits for a trial that it stopped before it gives up the process.
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"
+    with contextlib.suppress(CalledOff):
+        train(
+            context.trial(asked["backbone"], overrides),
+            ShardSet.open(context.shards_path),
+            context.folds[asked["fold"]],
+            context.out,
+            name=trial_name(asked["backbone"], asked["fold"], overrides),
+            progress=context.progress,
+            callbacks=[TuneReportCallback()],
+            called_off=session.stop_event.is_set,
+        )
 
 
 def trial_name(backbone: str, fold: int, overrides: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from contextvars import ContextVar
@@ -18,7 +19,7 @@ from ray.tune.search.optuna import OptunaSearch
 from cardioray import config, storage
 from cardioray.models.backbones import backbone_info
 from cardioray.scratch import remove_abandoned
-from cardioray.tasks.base import Monitor
+from cardioray.tasks.base import STANDING, Monitor
 from cardioray.training.outcome import read_outcome
 from cardioray.training.progress import DONE, FAILED, STARTING, STOPPED, WAITING
 from cardioray.tuning.settings import AshaConfig, CompareConfig, SearchConfig
@@ -42,6 +43,7 @@ class TrialResult:
         overrides: settings the search chose for it, as `section.key=value`.
         stopped_early: ASHA stopped it.
         validation_score: best monitored figure on validation patients.
+        standing: what it is compared by (`Monitor.standing`); more is better.
         epochs: epochs trained.
         seconds: wall time of the trial.
         folder: the run's folder.
@@ -53,6 +55,7 @@ class TrialResult:
     overrides: list[str]
     stopped_early: bool
     validation_score: float
+    standing: float
     epochs: int
     seconds: float
     folder: str
@@ -94,8 +97,8 @@ def first_fold(
     if search.num_samples:
         algorithm = OptunaSearch(
             _space(search, settings.backbones),
-            metric=monitor.name,
-            mode=monitor.mode,
+            metric=STANDING,
+            mode="max",
             seed=settings.seed,
         )
         space, samples = {"fold": 0}, search.num_samples
@@ -108,15 +111,16 @@ def first_fold(
         "first_fold",
         space,
         TuneConfig(
-            metric=monitor.name,
-            mode=monitor.mode,
+            metric=STANDING,
+            mode="max",
+            reuse_actors=True,
             scheduler=scheduler,
             search_alg=algorithm,
             num_samples=samples,
             max_concurrent_trials=concurrent,
         ),
     )
-    return _best_of_each(_collect(results, context, monitor), monitor)
+    return _best_of_each(_collect(results, context, monitor))
 
 
 def other_folds(
@@ -141,7 +145,9 @@ def other_folds(
         context,
         "other_folds",
         {"trial": tune.grid_search(wanted)},
-        TuneConfig(metric=monitor.name, mode=monitor.mode, max_concurrent_trials=concurrent),
+        TuneConfig(
+            metric=STANDING, mode="max", reuse_actors=True, max_concurrent_trials=concurrent
+        ),
     )
     return _collect(results, context, monitor)
 
@@ -277,10 +283,11 @@ def _trial_result(result: Any, context: TrialContext, monitor: Monitor) -> Trial
     outcome = read_outcome(folder)
     metrics = result.metrics or {}
     if outcome is not None:
-        score, epochs = outcome.best, outcome.epochs
+        score, standing, epochs = outcome.best, outcome.standing, outcome.epochs
     else:
-        values = result.metrics_dataframe[monitor.name]
-        score = float(values.max() if monitor.mode == "max" else values.min())
+        reported = result.metrics_dataframe
+        best = reported.loc[reported[STANDING].fillna(-math.inf).idxmax()]
+        score, standing = float(best[monitor.name]), float(best[STANDING])
         epochs = int(metrics["training_iteration"])
     return TrialResult(
         backbone=asked["backbone"],
@@ -288,6 +295,7 @@ def _trial_result(result: Any, context: TrialContext, monitor: Monitor) -> Trial
         overrides=overrides,
         stopped_early=outcome is None,
         validation_score=score,
+        standing=standing,
         epochs=epochs,
         seconds=float(metrics.get("time_total_s", 0.0)),
         folder=folder,
@@ -295,14 +303,21 @@ def _trial_result(result: Any, context: TrialContext, monitor: Monitor) -> Trial
     )
 
 
-def _best_of_each(trials: Sequence[TrialResult], monitor: Monitor) -> list[TrialResult]:
+def _best_of_each(trials: Sequence[TrialResult]) -> list[TrialResult]:
     """Of several searched settings of a backbone the best; finished ones before stopped ones."""
     best: dict[str, TrialResult] = {}
     for trial in trials:
         held = best.get(trial.backbone)
-        better = held is None or (held.stopped_early and not trial.stopped_early)
-        if held is not None and held.stopped_early == trial.stopped_early:
-            better = monitor.better(trial.validation_score, held.validation_score)
-        if better:
+        if held is None or _place(trial) > _place(held):
             best[trial.backbone] = trial
     return list(best.values())
+
+
+def choose_survivors(trials: Sequence[TrialResult], asha: AshaConfig) -> list[TrialResult]:
+    """Those that the other folds are for: the best of all that came to the end of the first."""
+    finished = [trial for trial in trials if not trial.stopped_early]
+    return sorted(finished, key=_place, reverse=True)[: asha.survivors(len(trials))]
+
+
+def _place(trial: TrialResult) -> tuple[bool, float]:
+    return not trial.stopped_early, trial.standing
