@@ -108,6 +108,14 @@ def test_test_rows_do_not_choose_the_winner() -> None:
     assert board.table["auc"][1] > board.table["auc"][0]
 
 
+def test_between_equal_validation_scores_the_standing_decides() -> None:
+    entries = [
+        dataclasses.replace(entry("a", 1.0, 1.0), standing=0.99995),
+        dataclasses.replace(entry("b", 1.0, 1.0), standing=0.99999),
+    ]
+    assert build_leaderboard(entries, FFR, num_resamples=50).winner.name == "b"
+
+
 def test_a_loss_chooses_the_smallest() -> None:
     entries = [entry("a", 1.0, 0.70), entry("b", 1.0, 0.60)]
     board = build_leaderboard(entries, FFR, validation_metric="loss", num_resamples=50)

@@ -46,6 +46,14 @@ def test_a_line_says_what_ended_what_runs_and_what_is_best() -> None:
     )
 
 
+def test_a_late_word_of_a_stopped_run_does_not_bring_it_back() -> None:
+    board = ProgressBoard()
+    board.begin("first fold", ["a"])
+    board.update("a", {"status": progress.STOPPED, "best": 0.7})
+    board.update("a", {"status": progress.RUNNING, "epoch": 2.1, "epochs": 6, "best": 0.8})
+    assert board.snapshot()[1]["a"] == {"status": progress.STOPPED, "best": 0.7}
+
+
 def test_the_best_of_an_error_is_the_smallest() -> None:
     assert "best val_mae 0.700 (b-fold0)" in written(BOARD_OF_ALL, "val_mae")
 

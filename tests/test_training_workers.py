@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import ray
 import tiny_training as tiny
-from ray_cluster import end_tree
+from drivers import TESTS, driver
 
 from cardioray import storage
 from cardioray.data.shards import ShardSet
@@ -22,8 +22,6 @@ from cardioray.training.outcome import Outcome
 from cardioray.training.run import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-TESTS = str(Path(__file__).parent)
 # On machines without a GPU Ray's bookkeeping of GPUs is tested with gloo.
 TWO_ON_TWO_GPUS = ("scale.workers=2", "scale.gpus_per_worker=1", "scale.backend=gloo")
 TWO_ON_ONE_GPU = ("scale.workers=2", "scale.gpus_per_worker=0.5", "scale.backend=gloo")
@@ -151,19 +149,15 @@ TWO_STAGES = (NO_GPU, "train.epochs=3", "train.optimizer.ema_decay=0.8")
 DRIVER = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
 import tiny_training as tiny
-from ray_cluster import local_cluster
 from test_training_workers import STAGES, TWO_STAGES
 from cardioray.data.shards import ShardSet
 from cardioray.training.run import train
 
-folder = Path(sys.argv[3])
-with local_cluster(num_cpus=2):
-    shards = ShardSet.open(sys.argv[2])
-    run = tiny.tiny_run(*TWO_STAGES, values=STAGES)
-    stop = tiny.Interruption(folder, 3, kill=False)
-    train(run, shards, tiny.tiny_split(shards), str(folder.parent), name=folder.name, progress=stop)
+shards, folder = ShardSet.open(sys.argv[1]), Path(sys.argv[2])
+run = tiny.tiny_run(*TWO_STAGES, values=STAGES)
+stop = tiny.Interruption(folder, 3, kill=False)
+train(run, shards, tiny.tiny_split(shards), str(folder.parent), name=folder.name, progress=stop)
 """
 
 
@@ -171,12 +165,12 @@ def test_a_killed_driver_is_taken_up_in_its_second_stage(shards: ShardSet, tmp_p
     run = tiny.tiny_run(*TWO_STAGES, values=STAGES)
     folder = tmp_path / "killed"
     interruption = tiny.Interruption(folder, 3, kill=False)
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, TESTS, shards.path, str(folder)])
+    killed = driver(DRIVER, shards.path, folder)
     try:
         tiny.wait_for(interruption.happened.exists)
     finally:
-        end_tree(driver.pid)
-        driver.wait()
+        killed.kill()
+        killed.wait()
     assert not (folder / "outcome.json").exists()
     assert len(pd.read_csv(folder / "log.csv")) == 3
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import signal
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import tiny_training as tiny
+from drivers import interrupted
 
 import cardioray
 from cardioray.bundle import open_bundle
@@ -16,18 +18,33 @@ from cardioray.model_store import ranked_bundles
 from cardioray.training.settings import RunConfig
 from cardioray.tuning.compare import Comparison, compare, fit_cluster
 from cardioray.tuning.division import divide
-from cardioray.tuning.settings import AshaConfig, CompareConfig, select_backbones
+from cardioray.tuning.settings import AshaConfig, CompareConfig, SearchConfig, select_backbones
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 BACKBONES = ("test_resnet", "resnet14t")
+# With this seed, the search draws one backbone after the other.
 SETTINGS = CompareConfig(
     backbones=BACKBONES,
     folds=2,
     asha=AshaConfig(grace_epochs=1, reduction_factor=8),
+    search=SearchConfig(num_samples=2, learning_rate=(1e-3, 2e-3)),
     max_concurrent=1,
-    seed=1,
+    seed=4,
 )
+
+DRIVER = """
+import sys
+import test_tuning as here
+from rich.console import Console
+from cardioray.data.shards import ShardSet
+from cardioray.training.progress import Shown
+from cardioray.tuning.compare import compare
+
+shards, out, log = sys.argv[1:]
+shown = Shown("Running", "val_auc", Console(file=open(log, "w", buffering=1), width=80))
+compare(here.run_of(), ShardSet.open(shards), here.SETTINGS, out, shown=shown)
+"""
 
 
 def run_of(*overrides: str) -> RunConfig:
@@ -42,9 +59,19 @@ def shards(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> ShardSe
 @pytest.fixture(scope="module")
 def comparison(
     shards: ShardSet, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Comparison, Path]]:
-    out = tmp_path_factory.mktemp("compare")
-    return compare(run_of(), shards, SETTINGS, str(out)), out
+) -> tuple[Comparison, Path]:
+    """A comparison that was interrupted between the folds, and went on."""
+    folder = tmp_path_factory.mktemp("tuning")
+    out = folder / "compare"
+    status, log = interrupted(DRIVER, shards.path, out, log=folder / "log", when="other folds")
+    assert status == -signal.SIGINT  # what Python makes of a KeyboardInterrupt
+    assert "The same command goes on" in log
+    assert json.loads((out / "compare.json").read_text())["trials"] is None
+    [finished] = (out / "trials").glob("*-fold0-*/outcome.json")
+    written = finished.stat().st_mtime_ns
+    result = compare(run_of(), shards, SETTINGS, str(out))
+    assert finished.stat().st_mtime_ns == written
+    return result, out
 
 
 def test_final_test_patients_are_in_no_fold(shards: ShardSet) -> None:
@@ -72,6 +99,19 @@ def test_weak_trials_are_stopped_and_the_next_ones_start(
     assert finished
     assert all(entry.folds == 1 and (entry.epochs or 0) < 3 for entry in stopped)
     assert all(entry.folds == 2 and entry.epochs == 6 for entry in finished)
+
+
+def test_a_survivor_goes_on_with_what_was_drawn_for_it(
+    comparison: tuple[Comparison, Path],
+) -> None:
+    result, out = comparison
+    trials = json.loads((out / "compare.json").read_text())["trials"]
+    first, second = (t for t in trials if t["backbone"] == result.leaderboard.winner.name)
+    assert [first["fold"], second["fold"]] == [0, 1]
+    assert first["overrides"] == second["overrides"]
+    name, rate = first["overrides"][0].split("=")
+    assert name == "train.learning_rate"
+    assert 1e-3 <= float(rate) <= 2e-3
 
 
 def test_the_winner_becomes_a_bundle_scored_on_patients_of_no_fold(

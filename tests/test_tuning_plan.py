@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -14,12 +15,19 @@ from ray.tune.schedulers import ASHAScheduler
 from safetensors.torch import save_file
 
 from cardioray.data.shards import ShardIndex, ShardSet
+from cardioray.tasks.base import Monitor
 from cardioray.training.settings import RunConfig
 from cardioray.tuning.compare import compare, trials_digest
 from cardioray.tuning.division import divide
 from cardioray.tuning.settings import AshaConfig, CompareConfig, SearchConfig
 from cardioray.tuning.trial import TrialContext, search_overrides
-from cardioray.tuning.trials import _space, asha_scheduler
+from cardioray.tuning.trials import (
+    TrialResult,
+    _best_of_each,
+    _space,
+    asha_scheduler,
+    choose_survivors,
+)
 
 BACKBONES = ("test_resnet", "resnet10t", "resnet14t")
 
@@ -50,6 +58,63 @@ def test_the_stage_of_the_head_counts_where_there_are_weights(tmp_path: Path) ->
     save_file({"any": torch.zeros(1)}, weights)
     run = run_of(f"model.weights={weights}")
     assert context_of(run, tmp_path).fewest_epochs(BACKBONES) == 10 + 6
+
+
+def trial_of(name: str, standing: float, *, stopped: bool = False, seed: int = 0) -> TrialResult:
+    return TrialResult(
+        backbone=name,
+        fold=0,
+        overrides=[f"train.seed={seed}"],
+        stopped_early=stopped,
+        validation_score=round(standing, 2),
+        standing=standing,
+        epochs=3,
+        seconds=1.0,
+        folder=name,
+        checkpoint=None,
+    )
+
+
+def test_the_best_of_those_that_finished_the_first_fold_go_on() -> None:
+    standings = {"a": 0.70, "b": 0.99996, "c": 0.99998, "d": 0.9}
+    trials = [trial_of(name, standing) for name, standing in standings.items()]
+    trials += [trial_of(name, 0.8, stopped=True) for name in "efghij"]
+
+    def survivors(**asha: Any) -> list[str]:
+        return [trial.backbone for trial in choose_survivors(trials, AshaConfig(**asha))]
+
+    assert survivors(reduction_factor=4) == ["c", "b", "d"]
+    assert survivors(reduction_factor=10) == ["c"]
+    assert survivors(reduction_factor=1.5) == ["c", "b", "d", "a"]
+
+
+def test_without_stopping_all_go_on() -> None:
+    trials = [trial_of(name, 0.5) for name in "abc"]
+    assert len(choose_survivors(trials, AshaConfig(enabled=False))) == 3
+
+
+def test_of_the_draws_of_a_backbone_the_best_that_finished_counts() -> None:
+    draws = [
+        trial_of("a", 0.9, stopped=True, seed=1),
+        trial_of("a", 0.7, seed=2),
+        trial_of("a", 0.8, seed=3),
+        trial_of("b", 0.6, stopped=True, seed=4),
+        trial_of("b", 0.7, stopped=True, seed=5),
+    ]
+    assert [t.overrides for t in _best_of_each(draws)] == [["train.seed=3"], ["train.seed=5"]]
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_the_loss_decides_between_equal_figures_alone(mode: Literal["max", "min"]) -> None:
+    monitor = Monitor(name="figure", mode=mode)
+    sign = 1 if mode == "max" else -1
+
+    def standing(figure: float, loss: float) -> float:
+        return monitor.standing({"figure": sign * figure, "val_loss": loss})
+
+    assert standing(0.9, 0.2) > standing(0.9, 0.3) > standing(0.9, 1e6)
+    assert standing(0.901, 1e6) > standing(0.9, 0.0)
+    assert math.isnan(standing(0.9, math.nan))
 
 
 def digest_of(*overrides: str, folds: tuple[str, ...] = ("train", "test"), **changes: Any) -> str:

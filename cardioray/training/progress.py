@@ -47,8 +47,10 @@ class ProgressBoard:
             self._runs.setdefault(label, {"status": WAITING})
 
     def update(self, label: str, state: Mapping[str, Any]) -> None:
-        """Note what a run says of itself."""
-        self._runs.setdefault(label, {}).update(state)
+        """Note what a run says of itself, unless it was stopped in the meantime."""
+        known = self._runs.setdefault(label, {})
+        if known.get("status") != STOPPED:
+            known.update(state)
 
     def snapshot(self) -> tuple[str, dict[str, dict[str, Any]]]:
         """What is being done, and everything that runs said."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR
 from ray.train import ControllerError, Result
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
@@ -18,8 +18,6 @@ from cardioray.data.cluster import inherits_environment
 from cardioray.scratch import remove_abandoned
 
 _LOOK_S = 0.25
-# Workers get five seconds of Ray Train to end.
-_ABORT_S = 15.0
 
 
 class CalledOff(Exception):  # noqa: N818  # no error: it was asked for
@@ -40,7 +38,7 @@ class Trainer(DataParallelTrainer):  # type: ignore[misc]
         """Called by `fit`.
 
         Raises:
-            CalledOff: when `called_off` said so; the workers have ended.
+            CalledOff: when `called_off` said so.
         """
         node = ray.get_runtime_context().get_node_id()
         options: dict[str, Any] = {
@@ -50,27 +48,19 @@ class Trainer(DataParallelTrainer):  # type: ignore[misc]
         # For a runtime environment, Ray starts Python twice in the controller and in whatever it
         # starts. It would say there what the processes of a local cluster know already.
         if not inherits_environment():
-            options["runtime_env"] = {"env_vars": get_env_vars_to_propagate()}
+            quiet = {RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR: "0"}
+            options["runtime_env"] = {"env_vars": quiet | get_env_vars_to_propagate()}
         controller = ray.remote(**options)(TrainController).remote(**parts)
         if threading.current_thread() is threading.main_thread():
             self._register_sigint_handler(controller)
         running = controller.run.remote()
         while not ray.wait([running], timeout=_LOOK_S)[0]:
             if self.called_off is not None and self.called_off():
-                _abort(controller)
+                # Its workers go with it at once, which Ray Train's own way to end it is slow about.
+                ray.kill(controller)
                 raise CalledOff
         ray.get(running)
         return ray.get(controller.get_result.remote())
-
-
-def _abort(controller: Any) -> None:
-    try:
-        ray.get(controller.abort.remote(), timeout=_ABORT_S)
-    except RayActorError:
-        return  # it ends with its workers
-    except GetTimeoutError:
-        # What it started goes with it, as though the process had ended.
-        ray.kill(controller)
 
 
 def fit(trainer: Trainer) -> None:
