@@ -5,6 +5,7 @@ Phantom patients, ten backbones compared, the winner served, a real request answ
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import time
@@ -43,6 +44,7 @@ class DemoConfig:
     Attributes:
         patients: phantom patients.
         preset: difficulty of the phantoms.
+        frames_per_patient: pictures of a patient.
         image_size: side in px of what the networks see; Inception networks need 75.
         epochs: most epochs a training.
         batch_size: pictures a step.
@@ -57,6 +59,7 @@ class DemoConfig:
 
     patients: int = 144
     preset: str = "clear"
+    frames_per_patient: int = 3
     image_size: int = 80
     epochs: int = 6
     batch_size: int = 16
@@ -137,7 +140,9 @@ def _phantoms(root: Path, settings: DemoConfig, console: Console) -> Path:
             str(folder),
             settings.patients,
             seed=settings.seed,
-            config=PRESETS.get(settings.preset),
+            config=dataclasses.replace(
+                PRESETS.get(settings.preset), frames_per_patient=settings.frames_per_patient
+            ),
             on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     if not settings.shuffle_labels:

@@ -90,10 +90,12 @@ def hasten_training() -> None:
 
     The controller looks after its few workers more often, so that an epoch's checkpoint counts and
     a lost worker is noticed earlier; nobody watches for a cloud that takes nodes back. Processes
-    that read files wait ten seconds for the next read instead of one: starting one takes two or
-    three seconds of a core.
+    that read files wait a minute for the next read instead of a second: starting one takes two or
+    three seconds of a core. What every process takes is looked up for the dashboard twice a minute
+    instead of every five seconds.
     """
-    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "10000")
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
+    os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "30000")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
