@@ -5,7 +5,6 @@ Phantom patients, ten backbones compared, the winner served, a real request answ
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import time
@@ -44,7 +43,6 @@ class DemoConfig:
     Attributes:
         patients: phantom patients.
         preset: difficulty of the phantoms.
-        frames_per_patient: pictures of a patient.
         image_size: side in px of what the networks see; Inception networks need 75.
         epochs: most epochs a training.
         batch_size: pictures a step.
@@ -59,7 +57,6 @@ class DemoConfig:
 
     patients: int = 144
     preset: str = "clear"
-    frames_per_patient: int = 3
     image_size: int = 80
     epochs: int = 6
     batch_size: int = 16
@@ -67,7 +64,7 @@ class DemoConfig:
     backbones: str = "all"
     folds: int = 2
     grace_epochs: int = 2
-    reduction_factor: float = 4.0
+    reduction_factor: float = 5.0
     seed: int = 7
     shuffle_labels: bool = False
 
@@ -140,9 +137,7 @@ def _phantoms(root: Path, settings: DemoConfig, console: Console) -> Path:
             str(folder),
             settings.patients,
             seed=settings.seed,
-            config=dataclasses.replace(
-                PRESETS.get(settings.preset), frames_per_patient=settings.frames_per_patient
-            ),
+            config=PRESETS.get(settings.preset),
             on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     if not settings.shuffle_labels:
