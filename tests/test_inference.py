@@ -32,8 +32,8 @@ from cardioray.training.scoring import score_plan
 from cardioray.training.settings import RunConfig
 
 SETTINGS = [
-    "preprocess.image_size=64",
-    "model.backbone=mobilenetv3large",
+    "preprocess.image_size=32",
+    "model.backbone=test_resnet",
     "train.precision=fp32",
     *("split.train=0.4", "split.validation=0.2", "split.calibration=0.2", "split.test=0.2"),
     "split.min_calibration_patients=2",

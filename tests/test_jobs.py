@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 START_SECONDS = 180
 TINY = (
-    "--set=preprocess.image_size=64",
-    "--set=model.backbone=mobilenetv3large",
+    "--set=preprocess.image_size=32",
+    "--set=model.backbone=test_resnet",
     "--set=train.epochs=1",
     *("--set=split.train=0.4", "--set=split.validation=0.2"),
     *("--set=split.calibration=0.2", "--set=split.test=0.2"),
@@ -125,7 +125,7 @@ def test_jobs_run_on_a_started_cluster_and_answer_with_their_exit_code(
     write_angiograms(str(data), 24, seed=4, config=PRESETS.get("clear"))
 
     prepared = ray_head.submit(
-        "jobs/prepare.py", "ffr", str(data), "--out", str(shards), "--set=preprocess.image_size=64"
+        "jobs/prepare.py", "ffr", str(data), "--out", str(shards), "--set=preprocess.image_size=32"
     )
     assert prepared.returncode == 0, prepared.stdout + prepared.stderr
     frames = len(list(data.rglob("*.png")))

@@ -24,6 +24,7 @@ from cardioray.tuning.trial import TrialContext, search_overrides
 from cardioray.tuning.trials import (
     TrialResult,
     _best_of_each,
+    _in_order,
     _space,
     asha_scheduler,
     choose_survivors,
@@ -86,6 +87,16 @@ def test_the_best_of_those_that_finished_the_first_fold_go_on() -> None:
     assert survivors(reduction_factor=4) == ["c", "b", "d"]
     assert survivors(reduction_factor=10) == ["c"]
     assert survivors(reduction_factor=1.5) == ["c", "b", "d", "a"]
+
+
+def test_the_smallest_set_the_standard_and_none_of_the_largest_comes_last() -> None:
+    names = ["vgg19", "densenet121", "inceptionresnetv2", "mobilenetv3large", "resnet50v2"]
+    assert _in_order(names, 2) == [
+        *("mobilenetv3large", "densenet121"),
+        *("inceptionresnetv2", "resnet50v2", "vgg19"),
+    ]
+    assert _in_order(names, 10)[0] == "mobilenetv3large"
+    assert sorted(_in_order(names, 10)) == sorted(names)
 
 
 def test_without_stopping_all_go_on() -> None:

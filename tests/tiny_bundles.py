@@ -40,7 +40,7 @@ def tiny_source(folder: Path) -> BundleSource:
     run = RunConfig.build(
         "ffr",
         {},
-        [f"preprocess.image_size={SIZE}", "model.backbone=mobilenetv3large", "frames=all"],
+        [f"preprocess.image_size={SIZE}", "model.backbone=test_resnet", "frames=all"],
     )
     shards, split = _write_shards(folder / "shards", run)
     torch.manual_seed(0)

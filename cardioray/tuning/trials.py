@@ -89,9 +89,7 @@ def first_fold(
     if settings.asha.enabled:
         scheduler = asha_scheduler(settings.asha, context.fewest_epochs(settings.backbones))
     search = settings.search
-    # Stopping compares with those that came before, and the very first ones always go on: the
-    # smallest networks set the standard, and the largest have to reach it.
-    backbones = sorted(settings.backbones, key=lambda n: backbone_info(n).parameters_millions)
+    backbones = _in_order(settings.backbones, concurrent)
     space: dict[str, Any] = {"backbone": tune.grid_search(backbones), "fold": 0}
     algorithm, samples = None, 1
     if search.num_samples:
@@ -121,6 +119,16 @@ def first_fold(
         ),
     )
     return _best_of_each(_collect(results, context, monitor))
+
+
+def _in_order(backbones: Sequence[str], concurrent: int) -> list[str]:
+    """The smallest set the standard, then from the largest down.
+
+    Stopping compares with those that came before, and the very first ones always go on. The
+    largest of the others come first, so that none of them is left to run alone in the end.
+    """
+    ordered = sorted(backbones, key=lambda name: backbone_info(name).parameters_millions)
+    return ordered[:concurrent] + ordered[concurrent:][::-1]
 
 
 def other_folds(
