@@ -166,6 +166,8 @@ def _run_config(settings: DemoConfig) -> RunConfig:
             "learning_rate": settings.learning_rate,
             "seed": settings.seed,
         },
+        # Pictures this small leave a second thread little to do, and both wait for each other.
+        "scale": {"threads_per_worker": 1},
     }
     return RunConfig.build("ffr", values)
 
