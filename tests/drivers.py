@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import ray
@@ -29,14 +30,13 @@ def driver(code: str, *arguments: object) -> subprocess.Popen[bytes]:
     )
 
 
-def interrupted(code: str, *arguments: object, log: Path, when: str) -> tuple[int, str]:
-    """Exit status and log of a driver that gets SIGINT as soon as its log says `when`."""
-    process = driver(code, *arguments, log)
+def interrupted(process: subprocess.Popen[bytes], when: Callable[[], bool]) -> int:
+    """Exit status of a driver that gets SIGINT as soon as `when` holds."""
     try:
-        tiny.wait_for(lambda: log.exists() and when in log.read_text())
+        tiny.wait_for(lambda: when() or process.poll() is not None)
+        assert process.poll() is None, "it ended before it could be interrupted"
         process.send_signal(signal.SIGINT)
-        status = process.wait(timeout=120)
+        return process.wait(timeout=120)
     finally:
         process.kill()
         process.wait()
-    return status, log.read_text()

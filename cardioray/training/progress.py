@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from cardioray.data import cluster
 from cardioray.evaluation.metrics import LOWER_IS_BETTER
 
 # A log gets a line at once when a run begins or ends, and otherwise this often.
@@ -78,6 +79,7 @@ def shown_progress(shown: Shown | None) -> Iterator[ActorHandle[Any] | None]:
     if shown is None:
         yield None
         return
+    cluster.connect()  # before Ray does so by itself, in its own way
     board = ray.remote(num_cpus=0)(ProgressBoard).remote()
     stop = threading.Event()
     show = _show_table if shown.console.is_terminal else _print_lines

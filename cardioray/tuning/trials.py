@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import optuna
 from ray import tune
 from ray.tune import FailureConfig, ResultGrid, TuneConfig, Tuner
 from ray.tune import RunConfig as TuneRunConfig
@@ -93,8 +94,10 @@ def first_fold(
     space: dict[str, Any] = {"backbone": tune.grid_search(backbones), "fold": 0}
     algorithm, samples = None, 1
     if search.num_samples:
+        # That it keeps its draws in memory is no news; a resumed search reads them from Tune's.
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         algorithm = OptunaSearch(
-            _space(search, settings.backbones),
+            OptunaSearch.convert_search_space(_space(search, settings.backbones)),
             metric=STANDING,
             mode="max",
             seed=settings.seed,
