@@ -9,6 +9,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -53,6 +56,25 @@ def rate_at(share: float) -> float:
 
 def number(*seed: int) -> int:
     return int(np.random.SeedSequence(seed).generate_state(1)[0])
+
+
+def losses_by_hand(shards: ShardSet, folder: Path) -> list[float]:
+    """Train in two processes, as this file is called; gives the losses of all steps."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    out = folder / "losses.json"
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, __file__, shards.path, str(out)],
+            env={**os.environ, **common, "RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    assert [rank.wait() for rank in ranks] == [0, 0]
+    losses: list[float] = json.loads(out.read_text())
+    return losses
 
 
 def main(shards_path: str, out: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -71,7 +72,9 @@ def made(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """Random weights, scored as a finished run scores: every step but training itself."""
     root = tmp_path_factory.mktemp("inference")
     data = root / "phantoms"
-    write_angiograms(str(data), 24, seed=4, config=PRESETS.get("clear"))
+    # Few enough frames for one call of one actor.
+    config = dataclasses.replace(PRESETS.get("clear"), frames_per_patient=2)
+    write_angiograms(str(data), 24, seed=4, config=config)
     run = RunConfig.build("ffr", {}, SETTINGS)
     shards = prepare(run.task, run.task.read_manifest(str(data), None), str(root / "shards"))
     labels = encode_labels(run.task, shards.samples)

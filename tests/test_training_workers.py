@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +9,8 @@ import pandas as pd
 import pytest
 import ray
 import tiny_training as tiny
-from drivers import TESTS, driver
+from drivers import driver
+from plain_ddp import losses_by_hand
 
 from cardioray import storage
 from cardioray.data.shards import ShardSet
@@ -62,18 +58,7 @@ def placed() -> list[list[dict[str, float]]]:
 def test_two_workers_learn_as_plain_ddp_does(
     two_workers: Outcome, shards: ShardSet, tmp_path: Path
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    out = tmp_path / "losses.json"
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, f"{TESTS}/plain_ddp.py", shards.path, str(out)]
-    ranks = [
-        subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank)})
-        for rank in range(2)
-    ]
-    assert [rank.wait() for rank in ranks] == [0, 0]
-    by_hand = json.loads(out.read_text())
+    by_hand = losses_by_hand(shards, tmp_path)
     assert len(by_hand) == 6
     np.testing.assert_allclose(losses(two_workers), by_hand, atol=1e-5, rtol=0)
 
