@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -30,24 +31,57 @@ def samples() -> Path:
     return folder
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, so that processes that share the tests end together.
+# Files whose tests find one cluster up; one process runs all files of a group. What a cluster takes
+# to start, and what its own processes take while it is there, is 25 s of a core.
+GROUPS = {
+    "test_export": "training",
+    "test_interrupt": "training",
+    "test_pipeline": "training",
+    "test_progress": "training",
+    "test_training_loop": "training",
+    "test_training_workers": "training",
+    "test_tuning": "training",
+    "test_inference": "serving",
+    "test_serve_cluster": "serving",
+    "test_serve_fast": "serving",
+    "test_serve_http": "serving",
+}
 
-    Among them those on `ray_local` stand together, so that they find its cluster up.
-    """
+
+def group_of(path: str | Path) -> str:
+    """Group of a file of tests; most are a group of their own."""
+    stem = Path(path).stem
+    return GROUPS.get(stem, stem)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand whole groups to the processes that share the tests."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class LoadGroupScheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid.split("::", 1)[0])
+
+    return LoadGroupScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups first, then long files, so that processes that share the tests end together."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    local = {item.path for item in items if "ray_local" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: (item.path not in slow, item.path not in local))
+
+    def place(item: pytest.Item) -> tuple[bool, bool, str]:
+        grouped = item.path.stem in GROUPS
+        return not grouped, item.path not in slow, group_of(item.path) if grouped else ""
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(trylast=True)  # after the fixtures of the file
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """End the cluster of `ray_local` before a file that is not on it, and after the last test."""
-    if nextitem is not None and nextitem.path == item.path:
-        return
-    from ray_cluster import end_kept_cluster
+    """End a group's cluster after its last test."""
+    if nextitem is None or group_of(nextitem.path) != group_of(item.path):
+        from ray_cluster import end_kept_cluster
 
-    if nextitem is None or "ray_local" not in getattr(nextitem, "fixturenames", ()):
         end_kept_cluster()
 
 

@@ -15,6 +15,7 @@ from ray.cluster_utils import Cluster
 
 from cardioray.data import cluster
 from cardioray.machine import environment
+from cardioray.serve.proxy import VARIABLES
 
 
 @contextlib.contextmanager
@@ -26,8 +27,8 @@ def private_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def local_cluster(num_cpus: int = 4, num_gpus: int | None = None) -> Iterator[None]:
-    """One node that this process joins and ends."""
-    with private_folder() as folder, environment({"RAY_TMPDIR": str(folder)}):
+    """One node that this process joins and ends; serves if asked to."""
+    with private_folder() as folder, environment({**VARIABLES, "RAY_TMPDIR": str(folder)}):
         cluster.start_local(num_cpus, num_gpus)
         try:
             yield
@@ -35,11 +36,11 @@ def local_cluster(num_cpus: int = 4, num_gpus: int | None = None) -> Iterator[No
             ray.shutdown()
 
 
-# The cluster that files of tests find up one after another: its start takes 15 s of a core.
+# The cluster that files of tests find up one after another: its start takes 25 s of a core.
 _kept = contextlib.ExitStack()
 
 
-def keep_cluster(num_cpus: int, num_gpus: int) -> None:
+def keep_cluster(num_cpus: int, num_gpus: int | None = None) -> None:
     """Start a cluster that stays up until `end_kept_cluster`, unless it is up."""
     if not ray.is_initialized():
         _kept.enter_context(local_cluster(num_cpus, num_gpus))

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 from numpy.typing import NDArray
 from PIL import Image
 from ray import serve
-from ray_cluster import private_folder
-
-from cardioray.data import cluster
-from cardioray.machine import environment
-from cardioray.serve.deploy import leave
-from cardioray.serve.proxy import VARIABLES
+from ray_cluster import keep_cluster
 
 
 @contextlib.contextmanager
-def serving_cluster(num_cpus: int = 8) -> Iterator[Path]:
-    """A local cluster as `serve_bundles` starts it; gives the folder of its logs."""
-    with private_folder() as folder, environment({**VARIABLES, "RAY_TMPDIR": str(folder)}):
-        cluster.connect(num_cpus)
-        try:
-            yield folder
-        finally:
-            leave()
+def serving_cluster() -> Iterator[None]:
+    """A kept cluster of 8 CPUs, on which nothing is served before and after."""
+    keep_cluster(num_cpus=8)
+    try:
+        yield
+    finally:
+        serve.shutdown()
 
 
 def free_port() -> int:
@@ -65,7 +61,8 @@ def replica_pids(app: str) -> dict[str, int]:
     }
 
 
-def logged(folder: Path) -> str:
-    """Everything in the log files of a cluster."""
-    files = sorted((folder / "ray").glob("session_2*/logs/**/*"))
+def logged() -> str:
+    """Everything in the log files of the cluster."""
+    session = Path(ray.get_runtime_context().get_session_name())
+    files = sorted((Path(os.environ["RAY_TMPDIR"]) / "ray" / session / "logs").glob("**/*"))
     return "\n".join(f.read_text(errors="replace") for f in files if f.is_file())

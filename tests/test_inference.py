@@ -5,19 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import ray
 import torch
+from ray_cluster import keep_cluster
 from rich.console import Console
 
 from cardioray.bundle import Bundle
-from cardioray.data import cluster
 from cardioray.data.pipeline import prepare
 from cardioray.data.splits import assign_splits
 from cardioray.inference.batch import FILES_PER_PART, find_studies, predict_files
@@ -36,6 +34,7 @@ SETTINGS = [
     "preprocess.image_size=32",
     "model.backbone=test_resnet",
     "train.precision=fp32",
+    "train.batch_size=16",
     *("split.train=0.4", "split.validation=0.2", "split.calibration=0.2", "split.test=0.2"),
     "split.min_calibration_patients=2",
     # Scores of random weights lie close together; Platt's line through them is so steep that it
@@ -58,18 +57,9 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    ray.shutdown()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        cluster.connect(num_cpus=2)
-        yield
-        ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def made(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """Random weights, scored as a finished run scores: every step but training itself."""
+    keep_cluster(num_cpus=8)
     root = tmp_path_factory.mktemp("inference")
     data = root / "phantoms"
     # Few enough frames for one call of one actor.

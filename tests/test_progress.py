@@ -89,7 +89,6 @@ def test_the_table_fits_eighty_columns() -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow  # where there is no cluster up yet
 def test_a_log_gets_whole_lines_as_things_happen(ray_local: None) -> None:
     import ray
 
@@ -107,7 +106,6 @@ def test_a_log_gets_whole_lines_as_things_happen(ray_local: None) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow  # where there is no cluster up yet
 def test_ctrl_c_is_answered_with_how_to_go_on(ray_local: None) -> None:
     stream = io.StringIO()
     shown = Shown("Training", "val_auc", Console(file=stream, width=80))

@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from ray_cluster import end_tree, local_cluster, private_folder
-from served import free_port, png
+from ray_cluster import end_tree, private_folder
+from served import free_port, png, serving_cluster
 from tiny_bundles import tiny_bundle
 
 from cardioray.serve.fast import environment
@@ -38,7 +38,7 @@ serving.stop()
 
 @pytest.fixture(scope="module")
 def bundle() -> Path:
-    with local_cluster(num_cpus=2):
+    with serving_cluster():
         return tiny_bundle()
 
 

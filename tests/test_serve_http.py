@@ -60,7 +60,6 @@ class Server:
     url: str
     client: httpx.Client
     predictor: Predictor
-    logs: Path
 
     def post(self, **request: Any) -> httpx.Response:
         return self.client.post(self.url, **request)
@@ -68,7 +67,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving_cluster() as folder:
+    with serving_cluster():
         tiny = tiny_bundle()
         second = tmp_path_factory.mktemp("bundles") / "second"
         renamed(tiny, second, "second")
@@ -76,8 +75,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         serving = serve_bundles(applications, ServerSettings(port=free_port()))
         predictor = cardioray.load(tiny, precision="fp32", num_threads=1)
         with httpx.Client(timeout=60) as client:
-            yield Server(serving.urls["ffr"], client, predictor, folder)
-        serving.stop()
+            yield Server(serving.urls["ffr"], client, predictor)
 
 
 def dicom(**attributes: Any) -> bytes:
@@ -398,8 +396,8 @@ def test_logs_know_the_request_and_nothing_of_the_upload(server: Server) -> None
     assert broken.status_code == 422
     spoiled = {"file": (f"DAMAGEMARK{'x' * 300}.dcm", dicom()[:300], "application/TYPEMARK")}
     assert server.post(files=spoiled).status_code == 422
-    wait_for(lambda: "logged-bad" in logged(server.logs))
-    text = logged(server.logs)
+    wait_for(lambda: "logged-bad" in logged())
+    text = logged()
     line = next(line for line in text.splitlines() if "logged-good" in line)
     assert "POST predict 200" in line
     assert "model=tiny frames=1" in line
