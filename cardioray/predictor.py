@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -25,13 +25,6 @@ from cardioray.evaluation.operating_point import (
     OperatingPoint,
     RegressionOperatingPoint,
 )
-from cardioray.explain.cam import (
-    Explainer,
-    Explanation,
-    explain_grid,
-    overlay,
-    to_source,
-)
 from cardioray.model_store import bundle_place
 from cardioray.models.classifier import ImageClassifier
 from cardioray.models.gate import InputGate
@@ -45,6 +38,9 @@ from cardioray.models.runtime import (
 )
 from cardioray.tasks import Task, make_task
 from cardioray.tasks.base import LabelStatistics
+
+if TYPE_CHECKING:
+    from cardioray.explain.cam import Explainer
 
 OPENVINO = "openvino"
 OPERATING_POINTS = "thresholds.json"
@@ -215,6 +211,8 @@ class Predictor:
         Raises:
             ValueError: for an unknown method.
         """
+        from cardioray.explain.cam import overlay  # with all it loads; answers need none of it
+
         heat = self._heat_map(sample, method, self._headline(sample))
         stream = io.BytesIO()
         Image.fromarray(overlay(sample.picture, heat)).save(stream, format="PNG")
@@ -222,6 +220,8 @@ class Predictor:
 
     def explanation(self, sample: DecodedSample, method: str = "gradcam++") -> bytes:
         """The frame, its heat map and the overlay side by side, titled with the answer, as PNG."""
+        from cardioray.explain.cam import Explanation, explain_grid
+
         answer = self._headline(sample)
         if "class" in answer:
             title = f"{answer['class']}, probability {answer['probability']:.2f}"
@@ -239,6 +239,8 @@ class Predictor:
         self, sample: DecodedSample, method: str, answer: Mapping[str, Any]
     ) -> NDArray[np.float32]:
         """Where in the original frame the evidence for an answer lies, in [0, 1]."""
+        from cardioray.explain.cam import Explainer, to_source
+
         if self._explainer is None:
             assert isinstance(self.model, ImageClassifier)
             self._explainer = Explainer(self.model)

@@ -197,9 +197,9 @@ def samples_of(patients: int, positive: int | None = None, split: object = None)
 def test_a_split_column_keeps_its_test_patients_out_of_every_fold(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    split = np.resize(["train", "train", "validation", "calibration", "test"], 100)
+    split = np.resize(["train", "train", "validation", "calibration", "test"], 400)
     division = divide(
-        run_of(), samples_of(100, split=split), CompareConfig(backbones=BACKBONES, folds=2)
+        run_of(), samples_of(400, split=split), CompareConfig(backbones=BACKBONES, folds=2)
     )
     assert (division.final == split).all()
     for fold in division.folds:
@@ -210,12 +210,25 @@ def test_a_split_column_keeps_its_test_patients_out_of_every_fold(
 
 
 def test_nothing_is_said_where_every_wish_is_followed(caplog: pytest.LogCaptureFixture) -> None:
-    split = np.resize(["train", "train", "test"], 99)
+    split = np.resize(["train", "train", "test"], 396)
     settings = CompareConfig(backbones=BACKBONES, folds=2)
-    divide(run_of("split.folds=2"), samples_of(99, split=split), settings)
+    divide(run_of("split.folds=2"), samples_of(396, split=split), settings)
     assert not caplog.messages
-    divide(run_of("split.folds=4"), samples_of(99), settings)
+    divide(run_of("split.folds=4"), samples_of(396), settings)
     assert caplog.messages == ["split.folds=4 is not used: --folds says 2."]
+
+
+def test_few_validation_patients_are_no_ground_to_choose_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    samples = samples_of(60, positive=24)
+    division = divide(run_of(), samples, CompareConfig(backbones=BACKBONES, folds=2))
+    (said,) = caplog.messages
+    low = samples.samples["ffr"] <= 0.8
+    validation = [fold == "validation" for fold in division.folds]
+    fewest = min(min((low & chosen).sum(), (~low & chosen).sum()) for chosen in validation)
+    assert f"{fewest} of 'FFR" in said
+    assert "little better than chance" in said
 
 
 def test_folds_that_cannot_choose_a_winner_are_refused_before_training() -> None:

@@ -15,8 +15,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 from scipy import optimize, special
-from sklearn.isotonic import IsotonicRegression
-from sklearn.model_selection import StratifiedKFold
 
 from cardioray.config import config
 from cardioray.registry import Registry
@@ -166,6 +164,8 @@ def patient_folds(
     Raises:
         ValueError: when there are fewer than two patients (of a class).
     """
+    from sklearn.model_selection import StratifiedKFold  # answers need no sklearn
+
     patients, owner = np.unique(np.asarray(patient_ids, dtype=str), return_inverse=True)
     positive = np.zeros(len(patients), dtype=bool)
     if labels is not None:
@@ -383,6 +383,8 @@ def _fit_temperature(labels: Floats, probabilities: Floats) -> TemperatureCalibr
 
 
 def _fit_isotonic(labels: Floats, probabilities: Floats) -> IsotonicCalibration:
+    from sklearn.isotonic import IsotonicRegression  # answers need no sklearn
+
     # The bounds keep a few pure rows at an end from being called certain.
     edge = 1 / (len(labels) + 2)
     model = IsotonicRegression(y_min=edge, y_max=1 - edge, out_of_bounds="clip")

@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
-from sklearn.model_selection import GroupKFold
 
 from cardioray.models.pixel_ranges import (
     MEASURES,
@@ -71,6 +69,8 @@ class FeatureDistance:
 
     @classmethod
     def _model(cls, features: Floats, limit: float) -> FeatureDistance:
+        from sklearn.decomposition import PCA  # a check needs no sklearn
+
         count = max(1, min(COMPONENTS, *(side - 2 for side in features.shape)))
         pca = PCA(count, svd_solver="randomized", random_state=0).fit(features)
         floor = 1e-12 + 1e-6 * float(pca.explained_variance_[0])
@@ -137,6 +137,8 @@ class InputGate:
             )
         if not np.isfinite(features).all():
             raise ValueError("The network's features are not finite; its training has failed.")
+        from sklearn.model_selection import GroupKFold  # a check needs no sklearn
+
         splitter = GroupKFold(min(FOLDS, num_patients))
         folds: list[Fold] = list(splitter.split(features, groups=patients))
         longer, aspect = _source_measures(source_shapes)

@@ -20,6 +20,9 @@ from cardioray.tuning.settings import CompareConfig
 
 log = logging.getLogger(__name__)
 
+# Of either class: below, the AUC takes at most two dozen values.
+FEW_PATIENTS = 5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Division:
@@ -52,6 +55,7 @@ def divide(run: RunConfig, shards: ShardSet, settings: CompareConfig) -> Divisio
     folded = config.replace(configured, [f"folds={settings.folds}", f"seed={settings.seed}"])
     folds = folds_within(shards.samples, labels, development, folded)
     _require_both_classes(folds, labels, target)
+    _warn_of_few(folds, shards.samples["patient_id"], labels, target)
     return Division(final=final.split, folds=folds, calibration=final.calibration)
 
 
@@ -69,6 +73,31 @@ def _warn_of_unused(
     if configured.folds not in (settings.folds, SplitConfig().folds):
         log.warning(
             "split.folds=%d is not used: --folds says %d.", configured.folds, settings.folds
+        )
+
+
+def _warn_of_few(
+    folds: Sequence[pd.Series[str]],
+    patients: pd.Series[str],
+    labels: NDArray[np.float32],
+    target: BinaryTarget | RegressionTarget,
+) -> None:
+    """Say where validation patients are too few to tell backbones apart."""
+    if not isinstance(target, BinaryTarget):
+        return
+    counts = []
+    for fold in folds:
+        chosen = (fold == "validation").to_numpy()
+        counts.append([patients[chosen & (labels == code)].nunique() for code in (0, 1)])
+    fewest = min(counts, key=min)
+    if min(fewest) < FEW_PATIENTS:
+        shown = " and ".join(
+            f"{count} of {name!r}" for count, name in zip(fewest, target.classes, strict=True)
+        )
+        log.warning(
+            "A fold has %s among its validation patients: which backbones go on and which one wins "
+            "is little better than chance. More patients or a larger split.validation help.",
+            shown,
         )
 
 
