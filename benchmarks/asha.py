@@ -10,14 +10,14 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.report import Cell, Ratio, Report
-from cardioray import storage
 from cardioray.config import config
 from cardioray.data import cluster
 from cardioray.data.pipeline import PrepareConfig, prepare
 from cardioray.data.shards import ShardSet
 from cardioray.evaluation.intervals import delong_test
-from cardioray.evaluation.predictions import per_study, select_split
+from cardioray.evaluation.predictions import check_predictions, per_study, select_split
 from cardioray.phantoms.angiogram import PRESETS, write_angiograms
+from cardioray.targets import BinaryTarget, RegressionTarget
 from cardioray.training.outcome import read_outcome
 from cardioray.training.settings import RunConfig
 from cardioray.tuning.compare import fit_cluster
@@ -53,9 +53,9 @@ class AshaSettings:
     patients: int = 160
     preset: str = "clear"
     image_size: int = 80
-    epochs: int = 20
+    epochs: int = 16
     grace_epochs: int = 2
-    reduction_factor: float = 3.0
+    reduction_factor: float = 4.0
     batch_size: int = 16
     backbones: str = "all"
     seed: int = 7
@@ -75,7 +75,7 @@ def run(settings: AshaSettings) -> Report:
         shards = prepare(run_config.task, manifest, str(folder / "shards"), PrepareConfig())
         stopped = _first_fold(settings, run_config, shards, str(folder / "asha"), enabled=True)
         full = _first_fold(settings, run_config, shards, str(folder / "full"), enabled=False)
-        return _report(settings, stopped, full)
+        return _report(settings, run_config.task.targets[0], stopped, full)
 
 
 def _run_config(settings: AshaSettings) -> RunConfig:
@@ -113,12 +113,8 @@ def _first_fold(
         out=out,
         progress=None,
     )
-    return first_fold(context, comparing, run_config.task.monitor, concurrent)
-
-
-def _compute_seconds(trial: TrialResult) -> float:
-    timing = pd.read_csv(storage.join(trial.folder, "timing.csv"))
-    return float(timing["epoch_seconds"].iloc[: trial.epochs].sum())
+    stages = context.stages(comparing.backbones)
+    return first_fold(context, comparing, stages, concurrent).results
 
 
 def _winner(trials: Sequence[TrialResult]) -> TrialResult:
@@ -126,31 +122,35 @@ def _winner(trials: Sequence[TrialResult]) -> TrialResult:
     return max((t for t in trials if not t.stopped_early), key=lambda t: t.standing)
 
 
-def _test_patients(trial: TrialResult) -> pd.DataFrame:
+def _test_patients(trial: TrialResult, target: BinaryTarget | RegressionTarget) -> pd.DataFrame:
     outcome = read_outcome(trial.folder)
     assert outcome is not None
-    return per_study(select_split(outcome.predictions(), "test")).sort_values("study_id")
+    checked = check_predictions(outcome.predictions(), target)
+    return per_study(select_split(checked, "test")).sort_values("study_id")
 
 
 def _report(
-    settings: AshaSettings, stopped: Sequence[TrialResult], full: Sequence[TrialResult]
+    settings: AshaSettings,
+    target: BinaryTarget | RegressionTarget,
+    stopped: Sequence[TrialResult],
+    full: Sequence[TrialResult],
 ) -> Report:
     full_of = {trial.backbone: trial for trial in full}
     rows: list[dict[str, Cell]] = [
         {
             "backbone": trial.backbone,
             "epochs": trial.epochs,
-            "seconds": _compute_seconds(trial),
+            "seconds": trial.seconds,
             "validation": trial.validation_score,
             "full_epochs": full_of[trial.backbone].epochs,
-            "full_seconds": _compute_seconds(full_of[trial.backbone]),
+            "full_seconds": full_of[trial.backbone].seconds,
             "full_validation": full_of[trial.backbone].validation_score,
         }
         for trial in stopped
     ]
-    share = sum(map(_compute_seconds, stopped)) / sum(map(_compute_seconds, full))
+    share = sum(trial.seconds for trial in stopped) / sum(trial.seconds for trial in full)
     ours, best = _winner(stopped), _winner(full)
-    own_scores, best_scores = _test_patients(ours), _test_patients(best)
+    own_scores, best_scores = _test_patients(ours, target), _test_patients(best, target)
     assert (own_scores["study_id"].to_numpy() == best_scores["study_id"].to_numpy()).all()
     paired = delong_test(own_scores["label"], own_scores["score"], best_scores["score"])
     return Report(

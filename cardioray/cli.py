@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cardioray.cli_serving import commands as serving_commands
-from cardioray.config import Failed, read_yaml
+from cardioray.config import Failed, parse, read_yaml
 
 app = typer.Typer(
     name="cardioray",
@@ -236,6 +236,14 @@ def compare(
     out: Annotated[str, typer.Option(help="Folder or prefix of the comparison.")] = "runs/compare",
     refits: Annotated[int, typer.Option(min=1, help="How many of the best become bundles.")] = 1,
     search: Annotated[int, typer.Option(min=0, help="Optuna draws; 0 searches nothing.")] = 0,
+    search_ranges: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--search-set",
+            metavar="KEY=VALUE",
+            help="What is drawn from, as in --search-set learning_rate=[1e-5,1e-3].",
+        ),
+    ] = None,
     asha: Annotated[bool, typer.Option(help="Stop weak backbones on the first fold.")] = True,
     grace_epochs: Annotated[int, typer.Option(min=1, help="Epochs every backbone gets.")] = 4,
     reduction_factor: Annotated[float, typer.Option(help="One in this many goes on.")] = 3.0,
@@ -264,7 +272,7 @@ def compare(
         backbones=select_backbones(backbones),
         folds=folds,
         asha=AshaConfig(enabled=asha, grace_epochs=grace_epochs, reduction_factor=reduction_factor),
-        search=SearchConfig(num_samples=search),
+        search=parse(SearchConfig, {"num_samples": search}, search_ranges or ()),
         refits=refits,
         max_concurrent=max_concurrent or "auto",
         seed=run.train.seed,

@@ -79,6 +79,10 @@ def test_delong_sees_a_large_difference_and_undefined_cases() -> None:
     assert lone.value == pytest.approx(2 / 3)
     assert math.isnan(lone.low)
     assert math.isnan(delong_test([1, 0, 0], [0.4, 0.1, 0.5], [0.1, 0.2, 0.3]).p_value)
+    # Neither a perfect nor a constant model varies: what tells them apart cannot be measured so.
+    apart = delong_test([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9], [0.5] * 4)
+    assert apart.difference.value == 0.5
+    assert math.isnan(apart.p_value)
 
 
 def test_delong_p_is_uniform_under_no_difference() -> None:

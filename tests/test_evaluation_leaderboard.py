@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 from scipy.special import expit
 
+from cardioray.clinical.calibration import fit_calibration, patient_folds
 from cardioray.evaluation.intervals import delong_test, holm
 from cardioray.evaluation.leaderboard import (
     Leaderboard,
@@ -127,7 +128,9 @@ def test_p_values_are_delongs_on_common_studies(board: Leaderboard) -> None:
     studies = {row.entry.name: row.studies for row in board.rows}
     for name, folds in (("weak", (0, 1)), ("stopped", (0,))):
         first = studies["strong"][studies["strong"]["fold"].isin(folds)]
-        expected = delong_test(first["label"], first["score"], studies[name]["score"])
+        groups = first["fold"] if len(folds) > 1 else None
+        scores = studies[name]["score"]
+        expected = delong_test(first["label"], first["score"], scores, groups=groups)
         assert table["p_vs_winner"][name] == pytest.approx(expected.p_value)
     assert table["p_holm"]["weak"] < 0.01
     assert table["p_holm"]["twin"] > 0.05
@@ -177,26 +180,27 @@ def test_thresholds_come_from_calibration_or_are_cross_fitted_or_fixed() -> None
     assert board.table["uncertain"][2] == 1
 
 
-def test_a_patients_own_label_never_moves_their_decision() -> None:
-    table = predictions(2.0, 1, calibration=False)
-    before = build_leaderboard(
-        [LeaderboardEntry(name="a", predictions=table, validation_score=0.9)],
-        FFR,
-        rule="fixed:0.5",
-        num_resamples=2,
-    )
-    changed = table.copy()
-    changed.loc[changed["patient_id"] == "p7", "score"] = 0.999
-    after = build_leaderboard(
-        [LeaderboardEntry(name="a", predictions=changed, validation_score=0.9)],
-        FFR,
-        rule="fixed:0.5",
-        num_resamples=2,
-    )
-    old = before.rows[0].studies.set_index("patient_id")["probability"]
-    new = after.rows[0].studies.set_index("patient_id")["probability"]
-    # Patients held out together with p7 keep their probability: its fold was not fitted on it.
-    assert 5 <= (old.drop("p7") == new.drop("p7")).sum() < PATIENTS - 1
+@pytest.mark.parametrize("flipped", [False, True])
+def test_a_patient_is_decided_by_a_map_fitted_on_others(flipped: bool) -> None:
+    table = predictions(2.0, 1, folds=(0,), calibration=False)
+    own = table["patient_id"] == "p8"
+    assert own.any()
+    if flipped:
+        table["label"] = table["label"].where(~own, 1 - table["label"])
+    entries = [LeaderboardEntry(name="a", predictions=table, validation_score=0.9)]
+    studies = build_leaderboard(entries, FFR, num_resamples=2).rows[0].studies
+    found = studies.set_index("patient_id")["probability"]["p8"]
+
+    scores = table.groupby("patient_id")["score"].mean()
+    labels = table.groupby("patient_id")["label"].first()
+    [fitted] = [
+        fitted
+        for fitted, held_out in patient_folds(labels, labels.index)
+        if "p8" in labels.index[held_out]
+    ]
+    assert "p8" not in labels.index[fitted]
+    others = fit_calibration("platt", labels.iloc[fitted], scores.iloc[fitted])
+    assert found == pytest.approx(float(others.apply(scores["p8"])))
 
 
 def test_auc_within_folds_is_not_fooled_by_shifted_scores() -> None:
@@ -206,6 +210,35 @@ def test_auc_within_folds_is_not_fooled_by_shifted_scores() -> None:
     assert table["auc"]["shifted"] < table["auc"]["even"] - 0.1
     within = table["auc_within_folds"]
     assert within["shifted"] == pytest.approx(within["even"], abs=0.01)
+    assert table["p_holm"]["shifted"] > 0.3
+    assert table["test_vs_winner"]["shifted"] == "DeLong within folds"
+
+
+def test_delong_within_folds_adds_up_over_folds() -> None:
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 2, 80)
+    groups = np.repeat([0, 1], [30, 50])
+    a, b = (labels + rng.normal(0, 1, 80) for _ in range(2))
+    one = delong_test(labels, a, b, groups=np.zeros(80))
+    assert one.difference == delong_test(labels, a, b).difference
+    parts = [delong_test(labels[groups == g], a[groups == g], b[groups == g]) for g in (0, 1)]
+    pairs = [np.prod(np.bincount(labels[groups == g])) for g in (0, 1)]
+    both = delong_test(labels, a, b, groups=groups)
+    expected = np.average([part.difference.value for part in parts], weights=pairs)
+    assert both.difference.value == pytest.approx(expected)
+    widths = [part.difference.high - part.difference.low for part in parts]
+    width = np.hypot(*(np.array(widths) * pairs)) / np.sum(pairs)
+    assert both.difference.high - both.difference.low == pytest.approx(width)
+
+
+def test_failed_models_are_named(board: Leaderboard, tmp_path: Path) -> None:
+    failing = dataclasses.replace(board, failed={"vgg19": "CUDA out of memory"})
+    failing.write(str(tmp_path))
+    assert "vgg19 failed: CUDA out of memory" in (tmp_path / "leaderboard.html").read_text()
+    assert json.loads((tmp_path / "leaderboard.json").read_text())["failed"] == failing.failed
+    stream = io.StringIO()
+    print_leaderboard(failing, Console(file=stream, width=200))
+    assert "vgg19 failed: CUDA out of memory" in stream.getvalue()
 
 
 def test_one_fold_has_no_auc_within_folds(board: Leaderboard) -> None:

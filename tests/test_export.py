@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import tiny_training as tiny
 import torch
 from tiny_bundles import tiny_source
 
 import cardioray
+from cardioray.data.pipeline import PrepareConfig, prepare
 from cardioray.data.shards import ShardSet
 from cardioray.models.runtime import export_openvino
 from cardioray.training import export, single
@@ -75,6 +77,68 @@ def test_few_patients_are_calibrated_on_what_folds_say_of_them(
     warned = any("early stopping has seen" in text for text in bundle.metadata["warnings"])
     assert warned == (folds == 0)
     assert bundle.json("thresholds.json")["ffr"]["threshold"] is not None
+
+
+def test_a_second_head_learns_from_the_patients_that_have_its_number(
+    ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def here(run: RunConfig, shards: ShardSet, split: Any, out: str, **named: Any) -> Outcome:
+        folder = Path(out) / named["name"]
+        plan = make_plan(run, shards, split, str(folder), str(tmp_path / "weights"), None, "run")
+        return tiny.train_plan_here(plan)
+
+    monkeypatch.setattr(single, "train", here)
+    task = tiny.tiny_run().task
+    table = pd.read_csv(tiny.write_pictures(tmp_path / "pictures") / "manifest.csv")
+    number = table["patient_id"].str.removeprefix("p").astype(int)
+    table["pressure"] = table["ffr"].where(number % 5 > 0)
+    table["split"] = number.map(dict(enumerate(tiny.SPLITS)))
+    table.to_csv(tmp_path / "pictures" / "manifest.csv", index=False)
+    manifest = task.read_manifest(str(tmp_path / "pictures"), None)
+    shards = prepare(task, manifest, str(tmp_path / "shards"), PrepareConfig())
+    head = {"name": "pressure", "value_column": "pressure", "low": 0, "high": 1}
+    run = tiny.tiny_run("train.epochs=1", values={"value_target": head})
+    bundle = single.train_bundle(run, shards, str(tmp_path / "runs"), name="two")
+    targets = bundle.json("metrics.json")["targets"]
+    test = table[table["split"] == "test"]
+    assert targets["ffr"]["frames"] == len(test)
+    assert targets["pressure"]["frames"] == test["pressure"].notna().sum() < len(test)
+    assert "calibration patients" in bundle.metadata["operating_point_fitted_on"]
+
+
+@pytest.mark.parametrize(
+    ("moved", "text"),
+    [
+        ({"test": "train"}, "no test patient has a label of 'ffr'"),
+        ({"calibration": "train"}, None),
+        (
+            {"p25": "train", "p27": "train"},
+            "at least 2 calibration patients of each class; there are 2 of 'FFR>0.80' and 0 of",
+        ),
+    ],
+)
+def test_a_division_without_a_bundle_is_refused_before_training(
+    moved: dict[str, str], text: str | None
+) -> None:
+    patients = [f"p{number:02d}" for number in range(32)]
+    samples = pd.DataFrame({"patient_id": patients, "ffr": [0.9, 0.7] * 16})
+    split = pd.Series(tiny.SPLITS).replace(moved)
+    for patient in moved:
+        split[samples["patient_id"] == patient] = moved[patient]
+    fitted_on = "calibration" if (split == "calibration").any() else None
+    task = tiny.tiny_run().task
+    if text is None:
+        single.require_patients(task, samples, split, fitted_on)
+        return
+    with pytest.raises(ValueError, match=text):
+        single.require_patients(task, samples, split, fitted_on)
+
+
+def test_a_fixed_threshold_needs_no_calibration_patients() -> None:
+    samples = pd.DataFrame({"patient_id": ["a", "b", "c"], "ffr": [0.7, 0.7, 0.9]})
+    split = pd.Series(["train", "calibration", "test"])
+    task = tiny.tiny_run("operating.calibration=none", "operating.rule=fixed:0.5").task
+    single.require_patients(task, samples, split, "calibration")
 
 
 def test_without_git_the_bundle_is_written_all_the_same(

@@ -30,7 +30,7 @@ def only_head() -> Iterator[Cluster]:
 
 
 def test_a_head_without_cpus_is_a_cluster_that_grows(only_head: Cluster) -> None:
-    assert capacity() == Capacity(cpus=0.0, gpus=0.0, grows=True)
+    assert capacity() == Capacity(cpus=0.0, gpus=0.0, grows=True, nodes=((0.0, 0.0),))
 
 
 def test_a_local_folder_is_refused_before_the_first_node_is_there(only_head: Cluster) -> None:
@@ -104,7 +104,7 @@ def test_auto_takes_gpus_where_there_is_one_for_every_worker(
     warning: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    offered = Capacity(cpus=8.0, gpus=gpus, grows=grows)
+    offered = Capacity(cpus=8.0, gpus=gpus, grows=grows, nodes=((8.0, gpus),))
     with caplog.at_level(logging.WARNING):
         assert gpus_per_worker(ScaleConfig(workers=workers), offered) == given
     assert warning in caplog.text

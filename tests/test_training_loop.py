@@ -148,7 +148,7 @@ def test_shards_of_other_settings_are_refused(shards: ShardSet, tmp_path: Path) 
 
 
 def test_a_run_whose_loss_is_no_number_keeps_what_was_good(
-    shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    shards: ShardSet, tmp_path: Path
 ) -> None:
     wild = {"name": "wild", "learning_rate": 1e30, "schedule": "constant", "epochs": 4}
     values = stages({"name": "calm", "epochs": 1}, wild)
@@ -159,7 +159,9 @@ def test_a_run_whose_loss_is_no_number_keeps_what_was_good(
     assert np.isfinite(log["train_loss"]).tolist() == [True, False]
     assert found.best_epoch == 1
     assert all(torch.isfinite(v).all() for v in found.weights().values())
-    assert "Lower the learning rate" in caplog.text
+    [note] = found.notes
+    assert "epoch 2 of stage wild" in note
+    assert "Lower the learning rate" in note
 
     run = tiny.tiny_run("train.epochs=2", "train.learning_rate=1e30", values=stages(wild))
     with pytest.raises(ValueError, match="no number in the first epoch"):
@@ -350,3 +352,6 @@ def test_one_class_or_an_empty_split_is_refused(shards: ShardSet, tmp_path: Path
         train(run, shards, split.where(low, ""), str(tmp_path))
     with pytest.raises(ValueError, match="no labelled samples are in the validation split"):
         train(run, shards, split.where(split != "validation", "train"), str(tmp_path))
+    one_class = split.where(low | (split != "validation"), "")
+    with pytest.raises(ValueError, match="all 4 validation samples of 'ffr' are FFR<=0.80; more"):
+        train(run, shards, one_class, str(tmp_path))

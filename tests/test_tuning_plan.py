@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 import tiny_training as tiny
 import torch
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from safetensors.torch import save_file
 
 from cardioray.data.shards import ShardIndex, ShardSet
@@ -47,18 +48,59 @@ def rungs(scheduler: ASHAScheduler | None) -> list[int]:
 
 
 def test_no_rung_is_on_the_last_epoch_of_a_run_without_weights(tmp_path: Path) -> None:
-    epochs = context_of(run_of(), tmp_path).fewest_epochs(BACKBONES)
-    assert epochs == 6  # the stage of the head is left out
-    assert rungs(asha_scheduler(AshaConfig(grace_epochs=2), epochs)) == [2]
-    assert rungs(asha_scheduler(AshaConfig(grace_epochs=2), 16)) == [2, 6]
-    assert asha_scheduler(AshaConfig(grace_epochs=6), epochs) is None
+    stages = context_of(run_of(), tmp_path).stages(BACKBONES)
+    assert [stage.epochs for stage in stages] == [6]  # the stage of the head is left out
+    assert rungs(asha_scheduler(AshaConfig(grace_epochs=2), [6])) == [2]
+    assert rungs(asha_scheduler(AshaConfig(grace_epochs=2), [16])) == [2, 6]
+    assert asha_scheduler(AshaConfig(grace_epochs=6), [6]) is None
 
 
-def test_the_stage_of_the_head_counts_where_there_are_weights(tmp_path: Path) -> None:
+def test_a_trial_that_is_taken_up_again_is_compared_at_its_own_epoch() -> None:
+    scheduler = asha_scheduler(AshaConfig(grace_epochs=2, reduction_factor=2), [9])
+    assert scheduler is not None
+    scheduler.set_search_properties("standing", "max")
+    trials = [Trial("any", stub=True) for _ in range(2)]
+    decisions = []
+    for trial, standing in zip(trials, (0.9, 0.5), strict=True):
+        scheduler.on_trial_add(None, trial)
+        # Of its fourth epoch Tune says that it is the first report since it began again.
+        report = {"training_iteration": 1, "epoch": 4, "standing": standing}
+        decisions.append(scheduler.on_trial_result(None, trial, report))
+    assert decisions == [TrialScheduler.CONTINUE, TrialScheduler.STOP]
+
+
+def test_grace_begins_when_the_whole_network_learns(tmp_path: Path) -> None:
     weights = tmp_path / "weights.safetensors"
     save_file({"any": torch.zeros(1)}, weights)
     run = run_of(f"model.weights={weights}")
-    assert context_of(run, tmp_path).fewest_epochs(BACKBONES) == 10 + 6
+    epochs = [stage.epochs for stage in context_of(run, tmp_path).stages(BACKBONES)]
+    assert epochs == [10, 6]
+    assert rungs(asha_scheduler(AshaConfig(grace_epochs=2, reduction_factor=4), epochs)) == [12]
+    assert asha_scheduler(AshaConfig(grace_epochs=6), epochs) is None
+
+
+def test_backbones_that_start_differently_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = context_of(run_of(), tmp_path)
+    context.stages(BACKBONES)
+    assert "tells them apart" not in caplog.text
+    from cardioray.tasks.ffr import FfrTask
+
+    def starting_weights(task: FfrTask, cache: str) -> str | None:
+        return None if task.settings.model.backbone == "resnet14t" else "weights.safetensors"
+
+    monkeypatch.setattr(FfrTask, "starting_weights", starting_weights)
+    stages = context.stages(BACKBONES)
+    assert [stage.epochs for stage in stages] == [6]
+    assert "resnet14t start from random weights" in caplog.text
+
+
+def test_a_search_draws_around_the_rate_of_the_recipe() -> None:
+    assert SearchConfig().learning_rates(1e-3) == (1.25e-4, 4e-3)
+    assert SearchConfig(learning_rate=(1e-5, 1e-3)).learning_rates(1) == (1e-5, 1e-3)
+    with pytest.raises(ValueError, match="dropout: the lower bound 0.5 is not below"):
+        SearchConfig(dropout=(0.5, 0.5))
 
 
 def trial_of(name: str, standing: float, *, stopped: bool = False, seed: int = 0) -> TrialResult:
@@ -87,6 +129,8 @@ def test_the_best_of_those_that_finished_the_first_fold_go_on() -> None:
     assert survivors(reduction_factor=4) == ["c", "b", "d"]
     assert survivors(reduction_factor=10) == ["c"]
     assert survivors(reduction_factor=1.5) == ["c", "b", "d", "a"]
+    chosen = choose_survivors(trials, AshaConfig(reduction_factor=10), refits=2)
+    assert [trial.backbone for trial in chosen] == ["c", "b"]
 
 
 def test_the_smallest_set_the_standard_and_none_of_the_largest_comes_last() -> None:
@@ -158,14 +202,16 @@ def test_what_changes_trials_is_another_comparison(
 
 def test_searched_settings_are_settings_of_a_run() -> None:
     search = SearchConfig(rotation_degrees=(5, 6), contrast=(0.2, 0.3), hidden=((64, 32),))
-    drawn = {name: domain.sample() for name, domain in _space(search, ["test_resnet"]).items()}
+    drawn = {
+        name: domain.sample() for name, domain in _space(search, ["test_resnet"], 1e-3).items()
+    }
     run = context_of(run_of(), Path("out")).trial(drawn["backbone"], search_overrides(drawn))
     settings = run.task.settings
     assert 5 <= settings.augment.rotation_degrees <= 6
     assert 0.2 <= settings.augment.contrast <= 0.3
     assert settings.model.head.hidden == (64, 32)
     assert 0 <= settings.model.head.dropout <= 0.5
-    assert 3e-4 <= (run.train.learning_rate or 0) <= 6e-3
+    assert 1.25e-4 <= (run.train.learning_rate or 0) <= 4e-3
 
 
 def test_stopping_needs_a_checkpoint_of_every_epoch(tmp_path: Path) -> None:

@@ -71,9 +71,9 @@ def tiny_run(*overrides: str, values: Mapping[str, Any] | None = None) -> RunCon
     return RunConfig.build("ffr", values, (*TINY, *overrides))
 
 
-def tiny_shards(folder: Path, **settings: Any) -> ShardSet:
-    """Shards of several parts, from pictures written for them."""
-    task = tiny_run().task
+def tiny_shards(folder: Path, run: RunConfig | None = None, **settings: Any) -> ShardSet:
+    """Shards of several parts for a run, from pictures written for them."""
+    task = (run or tiny_run()).task
     manifest = task.read_manifest(str(write_pictures(folder / "pictures")), None)
     settings = {"sources_per_part": 16, **settings}
     return prepare(task, manifest, str(folder / "shards"), PrepareConfig(**settings))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,11 +110,22 @@ class Capacity:
         gpus: of all nodes that are up.
         grows: its head takes no work, so that nodes are started for what is asked; more may come
             than is up, and nothing is up before the first task.
+        nodes: CPUs and GPUs of each node that is up.
     """
 
     cpus: float
     gpus: float
     grows: bool
+    nodes: tuple[tuple[float, float], ...]
+
+    def places(self, cpus: float, gpus: float) -> int:
+        """How many workers of this size the empty nodes would hold; none is on two nodes."""
+        asked = [(0, cpus), (1, gpus)]
+        held = (
+            min((node[kind] / amount for kind, amount in asked if amount > 0), default=math.inf)
+            for node in self.nodes
+        )
+        return sum(int(number + 1e-9) for number in held)
 
 
 def capacity() -> Capacity:
@@ -125,7 +137,12 @@ def capacity() -> Capacity:
     total = ray.cluster_resources()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     grows = not any(node.get("CPU") for node in nodes if _HEAD in node)
-    return Capacity(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0), grows=grows)
+    return Capacity(
+        cpus=total.get("CPU", 0.0),
+        gpus=total.get("GPU", 0.0),
+        grows=grows,
+        nodes=tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes),
+    )
 
 
 def num_nodes() -> int:

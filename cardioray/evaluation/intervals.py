@@ -159,7 +159,12 @@ def delong_interval(labels: ArrayLike, scores: ArrayLike, confidence: float = 0.
 
 
 def delong_test(
-    labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike, confidence: float = 0.95
+    labels: ArrayLike,
+    scores_a: ArrayLike,
+    scores_b: ArrayLike,
+    confidence: float = 0.95,
+    *,
+    groups: ArrayLike | None = None,
 ) -> PairedTest:
     """DeLong's test of two correlated AUCs; for rows that are independent of each other.
 
@@ -168,24 +173,39 @@ def delong_test(
         scores_a: scores of the first model for these rows.
         scores_b: scores of the second model for the same rows.
         confidence: coverage of the interval of AUC a minus AUC b.
+        groups: fold of each row where networks of several folds scored them: AUCs then compare rows
+            of the same fold only, as `auc_within_groups` does. As no row is in two folds, the
+            variances of their differences add up.
 
     Returns:
-        p = 1 when the two rank alike; NaN when a class has fewer than two rows.
+        p = 1 when the two rank alike; NaN when a class has fewer than two rows (in a fold), and
+        when two models that differ show no variance at all.
     """
+    truth = np.asarray(labels)
     both = np.stack([np.asarray(scores_a, dtype=float), np.asarray(scores_b, dtype=float)])
-    auc, covariance = delong_covariance(labels, both)
-    difference = float(auc[0] - auc[1])
-    variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
-    if math.isnan(variance):
-        return PairedTest(Interval(difference, math.nan, math.nan), math.nan, "DeLong")
-    error = math.sqrt(max(variance, 0.0))
-    reach = float(stats.norm.ppf(0.5 + confidence / 2)) * error
+    fold = np.zeros(len(truth)) if groups is None else np.asarray(groups)
+    difference = variance = pairs = 0.0
+    for group in np.unique(fold):
+        rows = fold == group
+        count = int((truth[rows] == 1).sum()) * int((truth[rows] != 1).sum())
+        if not count:
+            continue
+        auc, covariance = delong_covariance(truth[rows], both[:, rows])
+        pairs += count
+        difference += count * float(auc[0] - auc[1])
+        spread = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+        variance += count**2 * max(spread, 0.0) if not math.isnan(spread) else math.nan
+    difference = difference / pairs if pairs else math.nan
+    error = math.sqrt(variance) / pairs if pairs else math.nan
+    method = "DeLong" if groups is None else "DeLong within folds"
     if error > 1e-12:
+        reach = float(stats.norm.ppf(0.5 + confidence / 2)) * error
         p_value = float(2 * stats.norm.sf(abs(difference) / error))
-    else:
-        p_value = 1.0 if abs(difference) < 1e-12 else 0.0
-    interval = Interval(difference, difference - reach, difference + reach)
-    return PairedTest(interval, p_value, "DeLong")
+        interval = Interval(difference, difference - reach, difference + reach)
+        return PairedTest(interval, p_value, method)
+    if error <= 1e-12 and abs(difference) < 1e-12:
+        return PairedTest(Interval(difference, difference, difference), 1.0, method)
+    return PairedTest(Interval(difference, math.nan, math.nan), math.nan, method)
 
 
 def delong_covariance(labels: ArrayLike, scores: Floats) -> tuple[Floats, Floats]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,6 @@ from cardioray.evaluation.leaderboard_page import Picture, write_leaderboard
 from cardioray.evaluation.metrics import (
     LOWER_IS_BETTER,
     Floats,
-    auc_statistic,
     auc_within_groups,
     regression_statistics,
 )
@@ -133,12 +132,14 @@ class Leaderboard:
         validation_metric: name of the figure behind `validation_score`.
         rows: finished models by validation score, the winner first; then the stopped ones.
         resampling: how intervals were made.
+        failed: models that could not be scored, and why.
     """
 
     target: BinaryTarget | RegressionTarget
     validation_metric: str
     rows: tuple[LeaderboardRow, ...]
     resampling: Resampling
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def winner(self) -> LeaderboardEntry:
@@ -183,6 +184,7 @@ class Leaderboard:
             "validation_metric": self.validation_metric,
             "winner": self.winner.name,
             "rows": [row.to_dict() for row in self.rows],
+            "failed": dict(self.failed),
         }
 
 
@@ -278,7 +280,11 @@ def _compare(
     target: BinaryTarget | RegressionTarget,
     resampling: Resampling,
 ) -> PairedTest:
-    """Test on the studies both models were scored on; DeLong where each patient has one."""
+    """Test on the studies both models were scored on; DeLong where each patient has one.
+
+    Scores of networks of different folds are not ranked together: a shift between the folds of one
+    model would pass for a difference between the models.
+    """
     both = winner[[*_STUDY, "label", "score"]].merge(
         other[[*_STUDY, "score"]], on=_STUDY, suffixes=("_winner", "_other")
     )
@@ -288,12 +294,14 @@ def _compare(
     labels = both["label"].to_numpy()
     first, second = both["score_winner"].to_numpy(), both["score_other"].to_numpy()
     binary = isinstance(target, BinaryTarget)
+    folds = both["fold"].to_numpy()
+    groups = folds if len(np.unique(folds)) > 1 else None
     if binary and both["patient_id"].is_unique:
-        return delong_test(labels, first, second, resampling.confidence)
+        return delong_test(labels, first, second, resampling.confidence, groups=groups)
 
     def figure(scores: Floats, weights: Floats) -> dict[str, Floats]:
         if binary:
-            return {"auc": auc_statistic(labels, scores, weights)}
+            return {"auc": auc_within_groups(labels, scores, folds, weights)}
         return {"mae": regression_statistics(labels, scores, weights)["mae"]}
 
     tests = paired_patient_bootstrap(

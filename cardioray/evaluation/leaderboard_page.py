@@ -197,7 +197,9 @@ def _notes(leaderboard: Leaderboard) -> list[str]:
     sources = sorted({row.thresholds_from for row in leaderboard.rows})
     notes = [
         f"The winner has the best {short_title(leaderboard.validation_metric)} on validation "
-        "patients; the other figures, from test rows out of fold, played no part in the choice.",
+        "patients; a model's test rows out of fold played no part in its own choice. Validation "
+        "patients of one fold are test patients of another, so that the figures are slightly "
+        "flattering: those of a final model on held-out patients are not.",
         f"Intervals: {leaderboard.resampling.confidence:.0%}, percentiles of "
         f"{leaderboard.resampling.num_resamples} resamples of patients.",
         f"Thresholds, calibration and conformal sets: {'; '.join(sources)}.",
@@ -207,8 +209,9 @@ def _notes(leaderboard: Leaderboard) -> list[str]:
     if any(row.auc_within_folds for row in leaderboard.rows):
         notes.append(
             "AUC ranks all studies together, also those that networks of different folds scored; "
-            "auc_within_folds in leaderboard.csv compares studies of the same fold only."
+            "p and auc_within_folds in leaderboard.csv compare studies of the same fold only."
         )
+    notes += [f"{name} failed: {reason}" for name, reason in leaderboard.failed.items()]
     if any(row.entry.stopped_early for row in leaderboard.rows):
         notes.append(
             "Models stopped early have fewer epochs and folds than the others and come last; "

@@ -53,6 +53,8 @@ def print_leaderboard(leaderboard: Leaderboard, console: Console | None = None) 
     console.print(f"[bold]{escape(page_title(leaderboard))}[/]", highlight=False)
     for table in tables:
         console.print(table)
+    for name, reason in leaderboard.failed.items():
+        console.print(f"{escape(name)} failed: {escape(reason)}", highlight=False)
     console.print(_EXPLANATION, style="dim", highlight=False)
 
 

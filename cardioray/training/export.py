@@ -84,6 +84,7 @@ class BundleSource:
         name: the model's name.
         comparison: figures of the comparison this model won, for metrics.json.
         starting_weights: where training started from, in words.
+        notes: what went otherwise than it should in training.
     """
 
     run: RunConfig
@@ -97,6 +98,20 @@ class BundleSource:
     name: str
     comparison: Mapping[str, Any] | None
     starting_weights: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fitted_on(self) -> str:
+        """Whose predictions set threshold, calibration and conformal set, in words."""
+        if (self.predictions["split"] == "calibration").any():
+            return "calibration patients, which training has not seen"
+        if self.calibration_predictions is not None:
+            return (
+                "patients scored out of fold, by networks trained like this one on other patients; "
+                "the promise of conformal sets is for those networks, and holds for this one as "
+                "far as it is like them"
+            )
+        return "validation patients, which early stopping has seen"
 
 
 def write_bundle(source: BundleSource, out: str) -> Bundle:
@@ -316,6 +331,7 @@ def _metadata(source: BundleSource, points: Mapping[str, Any]) -> dict[str, Any]
         "label_statistics": asdict(source.statistics),
         "backbone": source.run.to_dict().get("model", {}).get("backbone"),
         "starting_weights": source.starting_weights,
+        "operating_point_fitted_on": source.fitted_on,
         "network_data_format": _network_data_format(source),
         "warnings": _warnings(source),
     }
@@ -331,7 +347,7 @@ def _warnings(source: BundleSource) -> list[str]:
     held_out = bool((source.predictions["split"] == "calibration").any())
     if not held_out and source.calibration_predictions is None:
         warnings.append(SMALL_CALIBRATION_WARNING)
-    return warnings
+    return [*warnings, *source.notes]
 
 
 def _data_summary(source: BundleSource) -> dict[str, Any]:

@@ -108,7 +108,8 @@ class _Trainer:
             if folder:
                 progress = read_progress(Path(folder))
             if self.rank == 0:
-                self.logs = RunLogs.open(self.plan.folder, self.plan.label, self.plan.run, progress)
+                plan = self.plan
+                self.logs = RunLogs.open(plan.folder, plan.label, plan.run, progress, plan.tracking)
             while progress.stage < len(self.plan.stages):
                 self._run_stage(progress, Path(folder) if folder else None)
                 folder = None
@@ -134,30 +135,33 @@ class _Trainer:
             state.load_tensors(folder)
         self.state = state
         network = self._distributed()
-        while progress.stage_epoch < stage.epochs and not self._out_of_patience(stage, progress):
+        while not self._ended(stage, progress):
             self._run_epoch(stage, network)
-            if not math.isfinite(progress.log[-1]["train_loss"]):
-                self._say_diverged(stage, progress)
-                break
         # The next stage, and the final scores, start from the best weights, not from the last ones.
         self.model.load_state_dict(state.best_weights)
 
-    def _say_diverged(self, stage: StageConfig, progress: Progress) -> None:
+    def _ended(self, stage: StageConfig, progress: Progress) -> bool:
+        """Whether a stage is over: by its epochs, its patience, or a loss that is no number."""
+        if not progress.stage_epoch:
+            return False
+        if not math.isfinite(progress.log[-1]["train_loss"]):
+            self._note_diverged(stage, progress)
+            return True
+        if stage.patience is not None and progress.waited >= stage.patience:
+            return True
+        return progress.stage_epoch >= stage.epochs
+
+    def _note_diverged(self, stage: StageConfig, progress: Progress) -> None:
         advice = "Lower the learning rate, or train with train.precision=fp32."
         if progress.best is None:
             raise ValueError(
                 f"{self.plan.label}: the training loss was no number in the first epoch. {advice}"
             )
-        if self.rank == 0:
-            log.warning(
-                "%s: the training loss is no number any more in epoch %d of stage %s, which ends "
-                "with the weights of epoch %d. %s",
-                self.plan.label,
-                progress.epoch,
-                stage.name,
-                progress.best_epoch,
-                advice,
-            )
+        # The driver says it: what a worker logs stays on its node.
+        progress.notes.append(
+            f"The training loss was no number any more in epoch {progress.epoch} of stage "
+            f"{stage.name}, which ended with the weights of epoch {progress.best_epoch}. {advice}"
+        )
 
     def _averaged(self) -> AveragedModel | None:
         decay = self.settings.optimizer.ema_decay
@@ -399,10 +403,6 @@ class _Trainer:
         else:
             progress.waited += 1
         note_plateau(stage, progress.plateau, figures["val_loss"])
-
-    @staticmethod
-    def _out_of_patience(stage: StageConfig, progress: Progress) -> bool:
-        return stage.patience is not None and progress.waited >= stage.patience
 
     def _report(self, figures: dict[str, Any]) -> None:
         assert self.state is not None

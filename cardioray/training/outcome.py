@@ -4,6 +4,7 @@ config.yaml         the run's settings
 model.safetensors   weights of the best epoch
 log.csv             one row an epoch; the same for an interrupted run and one that was not
 losses.csv          training loss of every step
+timing.csv          speed and seconds of every epoch; not the same twice
 predictions.parquet predictions of validation, calibration and test
 outcome.json        written last; without it the run is not finished
 """
@@ -27,6 +28,7 @@ CONFIG = "config.yaml"
 WEIGHTS = "model.safetensors"
 LOG = "log.csv"
 LOSSES = "losses.csv"
+TIMING = "timing.csv"
 PREDICTIONS = "predictions.parquet"
 OUTCOME = "outcome.json"
 # Beside the folders of runs: published weights, fetched once for all of them.
@@ -43,6 +45,7 @@ class Outcome:
         best_epoch: epoch that reached it.
         standing: its standing among runs (`Monitor.standing`); more is better.
         epochs: epochs trained in all stages.
+        notes: what went otherwise than it should.
     """
 
     folder: str
@@ -50,6 +53,7 @@ class Outcome:
     best_epoch: int
     standing: float
     epochs: int
+    notes: tuple[str, ...]
 
     def predictions(self) -> pd.DataFrame:
         """The predictions table of all scored splits."""
@@ -88,6 +92,7 @@ def write_outcome(
         "best_epoch": progress.best_epoch,
         "standing": progress.standing,
         "epochs": progress.epoch,
+        "notes": progress.notes,
     }
     storage.write_bytes(storage.join(folder, OUTCOME), json.dumps(record, indent=2).encode())
 
@@ -97,4 +102,5 @@ def read_outcome(folder: str) -> Outcome | None:
     path = storage.join(folder, OUTCOME)
     if not storage.exists(path):
         return None
-    return Outcome(folder=folder, **json.loads(storage.read_bytes(path)))
+    record = json.loads(storage.read_bytes(path))
+    return Outcome(folder=folder, **record | {"notes": tuple(record["notes"])})

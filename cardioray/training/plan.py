@@ -16,6 +16,7 @@ from cardioray.data.ranks import Rows
 from cardioray.data.shards import ShardSet
 from cardioray.tasks.base import LabelStatistics, Task
 from cardioray.training.settings import StageConfig
+from cardioray.training.tracking import Tracking
 
 SCORED_SPLITS = ("validation", "calibration", "test")
 
@@ -36,6 +37,7 @@ class TrainPlan:
         threads: CPU threads of each worker.
         progress: actor that is told how far the run is, or None.
         label: name of the run in progress displays.
+        tracking: MLflow server that is told, or None.
     """
 
     run: dict[str, Any]
@@ -49,12 +51,16 @@ class TrainPlan:
     threads: int
     progress: ActorHandle[Any] | None
     label: str
+    tracking: Tracking | None
 
 
 def predictions_table(
     plan: TrainPlan, task: Task, split: str, rows: Rows, scores: Mapping[str, NDArray[np.float32]]
 ) -> pd.DataFrame:
-    """Scores of some rows as a predictions table, one row a sample and target, by row number."""
+    """Scores of some rows as a predictions table, by row number.
+
+    One row a sample and target that has a label: a second head learns from fewer samples.
+    """
     samples = plan.shards.samples
     positions = np.searchsorted(samples["row"].to_numpy(), rows)
     ids = samples.iloc[positions]
@@ -73,5 +79,5 @@ def predictions_table(
                 "row": rows,
             }
         )
-        pieces.append(piece.sort_values("row"))
+        pieces.append(piece[piece["label"].notna()].sort_values("row"))
     return pd.concat(pieces, ignore_index=True)

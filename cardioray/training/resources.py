@@ -32,6 +32,14 @@ def worker_resources(scale: ScaleConfig) -> dict[str, float]:
                 f"or scale.{kind.lower()}s_per_worker."
             )
         log.warning("%s wait for nodes; the cluster has %g %s at present.", text, there, kind)
+    if not offered.grows and offered.places(wanted["CPU"], wanted["GPU"]) < scale.workers:
+        largest = max(offered.nodes, key=lambda node: (node[1], node[0]))
+        raise ValueError(
+            f"{scale.workers} workers with {wanted['CPU']:g} CPU and {wanted['GPU']:g} GPU each do "
+            f"not fit the nodes of this cluster, the largest of which has {largest[0]:g} CPU and "
+            f"{largest[1]:g} GPU: a worker is on one node. Lower scale.cpus_per_worker or "
+            "scale.gpus_per_worker."
+        )
     return {kind: amount for kind, amount in wanted.items() if amount > 0}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import ray
 import yaml
+from numpy.typing import NDArray
 from ray.actor import ActorHandle
 from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
@@ -18,17 +19,19 @@ from ray.train import RunConfig as RayRunConfig
 from cardioray import config, storage
 from cardioray.data import cluster
 from cardioray.data.manifest import check_studies
-from cardioray.data.ranks import RankedRows
+from cardioray.data.ranks import RankedRows, Rows
 from cardioray.data.reading import read_rows
 from cardioray.data.shards import ShardSet
+from cardioray.targets import BinaryTarget, RegressionTarget
 from cardioray.tasks.base import Task, encode_labels
 from cardioray.training.controller import EndOnValueError, TorchGroup, run_plan
 from cardioray.training.outcome import CONFIG, WEIGHTS_CACHE, Outcome, read_outcome
 from cardioray.training.plan import SCORED_SPLITS, TrainPlan
 from cardioray.training.progress import STARTING
 from cardioray.training.resources import threads_per_worker, worker_resources
-from cardioray.training.settings import RunConfig
-from cardioray.training.trainer import Trainer, fit
+from cardioray.training.settings import RunConfig, ScaleConfig
+from cardioray.training.tracking import Tracking, end_tracked
+from cardioray.training.trainer import CalledOff, Trainer, fit
 
 log = logging.getLogger(__name__)
 
@@ -101,9 +104,18 @@ def train(
         progress.update.remote(name, {"status": STARTING})
     trainer = _trainer(run, plan, out, name, [*callbacks, EndOnValueError()])
     trainer.called_off = called_off
-    fit(trainer)
+    try:
+        fit(trainer)
+    except (CalledOff, KeyboardInterrupt):
+        end_tracked(folder, "KILLED")
+        raise
+    except Exception:
+        end_tracked(folder, "FAILED")
+        raise
     outcome = read_outcome(folder)
     assert outcome is not None
+    for note in outcome.notes:
+        log.warning("%s: %s", name, note)
     return outcome
 
 
@@ -122,27 +134,11 @@ def make_plan(
     run that goes on with internet may have begun without.
 
     Raises:
-        ValueError: when the shards were made with other settings, the folder holds another run, a
-            study has two labels, a split is empty, or the training rows have one class only or do
-            not fill one step of every worker.
+        ValueError: for what `check_data` refuses, and when the folder holds another run.
     """
-    require_fitting(run.task, shards)
-    labels = encode_labels(run.task, shards.samples)
-    check_studies(shards.samples, labels)
-    rows = shards.samples["row"].to_numpy(np.int64)
-    known = np.isfinite(labels[run.task.targets[0].name])
-    chosen = {
-        part: np.sort(rows[known & (split == part).to_numpy()])
-        for part in ("train", *SCORED_SPLITS)
-    }
-    chosen = {part: values for part, values in chosen.items() if len(values)}
-    for needed in ("train", "validation"):
-        if needed not in chosen:
-            raise ValueError(f"no labelled samples are in the {needed} split.")
-    _require_full_step(run, len(chosen["train"]))
-    training = np.isin(rows, chosen["train"])
+    chosen, labels = check_data(run, shards, split)
+    training = np.isin(shards.samples["row"].to_numpy(np.int64), chosen["train"])
     own = {target: values[training] for target, values in labels.items()}
-    _require_both_classes(run.task, own)
     weights = _starting_weights(run, _request(run, shards, split), folder, weights_cache)
     return TrainPlan(
         run=run.to_dict(),
@@ -156,7 +152,36 @@ def make_plan(
         threads=threads_per_worker(run.scale, cluster.capacity(), runs=1),
         progress=progress,
         label=label,
+        tracking=Tracking.from_environment(),
     )
+
+
+def check_data(
+    run: RunConfig, shards: ShardSet, split: pd.Series[str]
+) -> tuple[dict[str, Rows], dict[str, NDArray[np.float32]]]:
+    """The rows of each split that take part, and the labels of all samples.
+
+    Raises:
+        ValueError: when the shards were made with other settings, a study has two labels, a split
+            that training needs is empty, training or validation rows have one class only, or the
+            training rows do not fill one step of every worker.
+    """
+    require_fitting(run.task, shards)
+    labels = encode_labels(run.task, shards.samples)
+    check_studies(shards.samples, labels)
+    rows = shards.samples["row"].to_numpy(np.int64)
+    known = np.isfinite(labels[run.task.targets[0].name])
+    parts = {part: known & (split == part).to_numpy() for part in ("train", *SCORED_SPLITS)}
+    for needed in ("train", "validation"):
+        if not parts[needed].any():
+            raise ValueError(f"no labelled samples are in the {needed} split.")
+    _require_full_step(run, int(parts["train"].sum()))
+    for target in run.task.targets:
+        _require_both_classes(target, labels[target.name][parts["train"]], "training")
+    # Early stopping follows the first target, whose AUC would be no number.
+    target = run.task.targets[0]
+    _require_both_classes(target, labels[target.name][parts["validation"]], "validation")
+    return {part: np.sort(rows[mask]) for part, mask in parts.items() if mask.any()}, labels
 
 
 def require_fitting(task: Task, shards: ShardSet) -> None:
@@ -222,9 +247,7 @@ def _trainer(
     scale = run.scale
     resources = worker_resources(scale)
     use_gpu = resources.get("GPU", 0) > 0
-    backend = scale.backend
-    if backend == "auto":
-        backend = "nccl" if use_gpu else "gloo"
+    backend = _backend(scale, resources.get("GPU", 0))
     filesystem, path = storage.filesystem(out)
     columns = run.task.columns
     return Trainer(
@@ -251,6 +274,23 @@ def _trainer(
     )
 
 
+def _backend(scale: ScaleConfig, gpus: float) -> str:
+    """How the workers talk: nccl where each has a GPU of its own, which it insists on.
+
+    Raises:
+        ValueError: when nccl was asked for and workers share a GPU.
+    """
+    shared = scale.workers > 1 and gpus < 1
+    if scale.backend == "auto":
+        return "nccl" if gpus and not shared else "gloo"
+    if scale.backend == "nccl" and gpus and shared:
+        raise ValueError(
+            f"nccl needs a GPU for every worker, and scale.gpus_per_worker is {gpus:g}; leave "
+            "scale.backend at auto, or give whole GPUs."
+        )
+    return scale.backend
+
+
 def _require_full_step(run: RunConfig, num_rows: int) -> None:
     batch, accumulate = run.train.batch_size, run.train.optimizer.accumulate
     needed = batch * accumulate * run.scale.workers
@@ -261,11 +301,13 @@ def _require_full_step(run: RunConfig, num_rows: int) -> None:
         )
 
 
-def _require_both_classes(task: Task, labels: dict[str, np.ndarray[Any, Any]]) -> None:
-    for target in task.targets:
-        if target.kind != "binary":
-            continue
-        known = labels[target.name][np.isfinite(labels[target.name])]
-        if len(np.unique(known)) < 2:
-            only = target.classes[int(known[0])] if len(known) else "no class"
-            raise ValueError(f"all {len(known)} training samples of {target.name!r} are {only}.")
+def _require_both_classes(
+    target: BinaryTarget | RegressionTarget, labels: NDArray[np.float32], part: str
+) -> None:
+    if isinstance(target, RegressionTarget):
+        return
+    known = labels[np.isfinite(labels)]
+    if len(np.unique(known)) < 2:
+        only = target.classes[int(known[0])] if len(known) else "no class"
+        advice = "; more patients or a larger split.validation help" * (part == "validation")
+        raise ValueError(f"all {len(known)} {part} samples of {target.name!r} are {only}{advice}.")

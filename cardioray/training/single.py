@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from cardioray.bundle import SUMS, Bundle, open_bundle
 from cardioray.data import cluster
 from cardioray.data.shards import ShardSet
 from cardioray.data.splits import assign_splits, folds_within
-from cardioray.tasks.base import encode_labels
+from cardioray.tasks.base import Task, encode_labels
 from cardioray.training.export import BundleSource, write_bundle
 from cardioray.training.outcome import WEIGHTS_CACHE, Outcome
 from cardioray.training.progress import Shown, shown_progress
@@ -59,7 +59,12 @@ def train_bundle(
     out = storage.absolute(out)
     labels = encode_labels(run.task, shards.samples)[run.task.targets[0].name]
     division = assign_splits(shards.samples, labels, run.task.split)
-    split = division.split
+    split, folds = division.split, None
+    if division.calibration == "cross-fitted":
+        folds = _cross_fit_folds(run, shards, split)
+    fallback = "validation" if folds is None else None
+    fitted_on = "calibration" if division.calibration == "held-out" else fallback
+    require_patients(run.task, shards.samples, split, fitted_on)
     name = name or run_name(run, shards, split)
     place = storage.join(out, name, BUNDLE)
     crossed = None
@@ -67,21 +72,61 @@ def train_bundle(
         outcome = train(run, shards, split, out, name=name, progress=board)
         if storage.exists(storage.join(place, SUMS)):
             return open_bundle(place)
-        if division.calibration == "cross-fitted":
-            crossed = _out_of_fold(run, shards, split, storage.join(out, name, CROSS_FIT), board)
+        if folds is not None:
+            crossed = _out_of_fold(run, shards, folds, storage.join(out, name, CROSS_FIT), board)
     return bundle_of_run(
         run, shards, split, outcome, place, name=name, calibration_predictions=crossed
     )
 
 
-def _out_of_fold(
-    run: RunConfig,
-    shards: ShardSet,
-    split: pd.Series[str],
-    out: str,
-    board: ActorHandle[Any] | None,
-) -> pd.DataFrame | None:
-    """Predictions for all patients but the test ones, each by a model that has not seen them.
+def require_patients(
+    task: Task, samples: pd.DataFrame, split: pd.Series[str], fitted_on: str | None
+) -> None:
+    """Refuse, before anything is trained, a division of which no bundle could be made.
+
+    Args:
+        task: its targets and how scores become answers.
+        samples: the samples of the shards.
+        split: split of every sample.
+        fitted_on: the split whose patients set thresholds and calibration, or None where
+            predictions made out of fold do.
+
+    Raises:
+        ValueError: when a target has no test patient, or too few of those it is fitted on.
+    """
+    labels = encode_labels(task, samples)
+    free = task.operating.calibration == "none" and task.operating.rule.startswith("fixed")
+    for target in task.targets:
+        known = pd.Series(labels[target.name], index=samples.index)
+        if not (known.notna() & (split == "test")).any():
+            raise ValueError(
+                f"no test patient has a label of {target.name!r}, so that the model could not be "
+                "scored: more patients, or a larger split.test."
+            )
+        if fitted_on is None or free or target.kind != "binary":
+            continue
+        chosen = known[(split == fitted_on) & known.notna()]
+        positive = chosen.groupby(samples["patient_id"]).max() > 0
+        counts = (int((~positive).sum()), int(positive.sum()))
+        if min(counts) < 2:
+            shown = " and ".join(
+                f"{n} of {name!r}" for n, name in zip(counts, target.classes, strict=True)
+            )
+            raise ValueError(
+                f"threshold and calibration of {target.name!r} need at least 2 {fitted_on} "
+                f"patients of each class; there are {shown}. More patients, a larger share of "
+                f"them, or no {fitted_on} rows in the split column."
+                if fitted_on == "calibration"
+                else f"threshold and calibration of {target.name!r} need at least 2 patients of "
+                f"each class; the validation patients, which would have to do, are {shown}. More "
+                "patients, or split.cross_fit_folds=2."
+            )
+
+
+def _cross_fit_folds(
+    run: RunConfig, shards: ShardSet, split: pd.Series[str]
+) -> list[pd.Series[str]] | None:
+    """Folds over all patients but the test ones, whose models calibrate.
 
     None where the settings want none, or where there are too few patients for two folds.
     """
@@ -91,10 +136,20 @@ def _out_of_fold(
     development = (split != "test").to_numpy()
     folded = replace(run.task.split, folds=run.task.split.cross_fit_folds)
     try:
-        folds = folds_within(shards.samples, labels, development, folded)
+        return folds_within(shards.samples, labels, development, folded)
     except ValueError as error:
         log.warning("Calibration is not cross-fitted: %s", error)
         return None
+
+
+def _out_of_fold(
+    run: RunConfig,
+    shards: ShardSet,
+    folds: Sequence[pd.Series[str]],
+    out: str,
+    board: ActorHandle[Any] | None,
+) -> pd.DataFrame:
+    """Predictions for all patients but the test ones, each by a model that has not seen them."""
     log.info("Few patients: %d more models are trained to cross-fit calibration.", len(folds))
     tables = []
     for number, fold in enumerate(folds):
@@ -142,6 +197,7 @@ def bundle_of_run(
             name=name,
             comparison=comparison,
             starting_weights=_named(plan.weights),
+            notes=outcome.notes,
         ),
         out,
     )

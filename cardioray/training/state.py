@@ -32,6 +32,7 @@ class Progress:
         plateau: state of the plateau schedule.
         log: one row an epoch, what log.csv holds.
         losses: training loss of every step, averaged over ranks.
+        notes: what went otherwise than it should, for whoever uses the model.
     """
 
     stage: int = 0
@@ -46,6 +47,7 @@ class Progress:
     plateau: dict[str, Any] = field(default_factory=dict)
     log: list[dict[str, Any]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -106,7 +108,12 @@ class TrainState:
 
 def read_progress(folder: Path) -> Progress:
     """The numbers of a checkpoint."""
-    return Progress(**json.loads((folder / RECORD).read_text()))
+    return parse_progress((folder / RECORD).read_bytes())
+
+
+def parse_progress(record: bytes) -> Progress:
+    """The numbers of a checkpoint, from the content of its `RECORD`."""
+    return Progress(**json.loads(record))
 
 
 def read_best_weights(folder: Path) -> dict[str, Tensor]:

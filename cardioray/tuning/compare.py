@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -39,15 +40,24 @@ from cardioray.training.resources import (
     gpus_per_worker,
     threads_per_worker,
 )
-from cardioray.training.run import make_plan, train
+from cardioray.training.run import check_data, make_plan, train
 from cardioray.training.scoring import score_plan
 from cardioray.training.settings import RunConfig, ScaleConfig
-from cardioray.training.single import bundle_of_run
+from cardioray.training.single import bundle_of_run, require_patients
 from cardioray.training.state import read_best_weights
 from cardioray.tuning.division import divide
 from cardioray.tuning.settings import CompareConfig
 from cardioray.tuning.trial import TrialContext
-from cardioray.tuning.trials import TrialResult, choose_survivors, first_fold, other_folds
+from cardioray.tuning.trials import (
+    Round,
+    TrialFailure,
+    TrialResult,
+    choose_survivors,
+    first_fold,
+    other_folds,
+)
+
+log = logging.getLogger(__name__)
 
 RECORD = "compare.json"
 TRIALS = "trials"
@@ -80,7 +90,8 @@ def compare(
 ) -> Comparison:
     """Compare backbones and make bundles of the best.
 
-    The same call after a kill goes on; after a finished comparison it trains nothing.
+    The same call after a kill goes on; after a finished comparison it trains nothing. A backbone
+    whose trial fails twice is left out and named; the same call tries it again.
 
     Args:
         run: settings every backbone is trained with.
@@ -91,7 +102,7 @@ def compare(
 
     Raises:
         ValueError: for settings that cannot work, or a folder of another comparison.
-        RuntimeError: when trials failed; the same call resumes.
+        Failed: when no backbone came to its end; the same call resumes.
     """
     if settings.asha.enabled and run.train.checkpoint_every > 1:
         raise ValueError(
@@ -128,7 +139,7 @@ def fit_cluster(run: RunConfig, settings: CompareConfig) -> tuple[RunConfig, int
             room = 0.9 * offered.cpus / scale.cpus_per_worker
         limits.append(int(room / scale.workers))
         if gpus:
-            limits.append(int(offered.gpus / (gpus * scale.workers) + 1e-9))
+            limits.append(offered.places(0, gpus) // scale.workers)
     concurrent = min(limits)
     if concurrent < 1:
         raise ValueError(
@@ -166,13 +177,12 @@ class _Comparing:
             out=storage.join(self.out, TRIALS),
             progress=self.board,
         )
-        trials = self._trials()
+        trials, failed = self._trials()
         self.context.tell("scoring, and measuring what each backbone costs")
         entries = [self._entry(name, own) for name, own in _by_backbone(trials).items()]
-        ranked = self._leaderboard(entries)
+        ranked = dataclasses.replace(self._leaderboard(entries), failed=failed)
         bundles = {}
-        for row in ranked.rows[: self.settings.refits]:
-            name = row.entry.name
+        for name in self._chosen(ranked):
             bundles[name] = self._refit(name, _by_backbone(trials)[name], ranked)
         self.context.tell("writing the leaderboard")
         leaderboard = ranked.with_bundles({name: f"{BUNDLES}/{name}" for name in bundles})
@@ -181,8 +191,12 @@ class _Comparing:
 
     # Trials
 
-    def _trials(self) -> list[TrialResult]:
-        """All trials, from the record of a finished comparison or by running them."""
+    def _trials(self) -> tuple[list[TrialResult], dict[str, str]]:
+        """All trials, from the record of a finished comparison or by running them.
+
+        Returns:
+            The trials of all backbones but those that failed; and why these did.
+        """
         request = trials_digest(
             self.run, self.settings, self.shards.index.dataset_hash, self.division.folds
         )
@@ -194,16 +208,32 @@ class _Comparing:
                     f"{self.out} holds a comparison of other settings or data; give another --out."
                 )
             if record["trials"] is not None:
-                return [TrialResult(**trial) for trial in record["trials"]]
+                return [TrialResult(**trial) for trial in record["trials"]], {}
+        self._check()
         self._write_record(request, None)
-        monitor = self.run.task.monitor
-        trials = first_fold(self.context, self.settings, monitor, self.concurrent)
-        survivors = choose_survivors(trials, self.settings.asha)
-        trials += other_folds(
-            self.context, survivors, self.settings.folds, self.concurrent, monitor
-        )
-        self._write_record(request, trials)
-        return trials
+        stages = self.context.stages(self.settings.backbones)
+        first = first_fold(self.context, self.settings, stages, self.concurrent)
+        survivors = choose_survivors(first.results, self.settings.asha, self.settings.refits)
+        others = other_folds(self.context, survivors, self.settings.folds, self.concurrent)
+        failed = _failed_backbones(first, others)
+        trials = [t for t in first.results + others.results if t.backbone not in failed]
+        if not any(len(own) == self.settings.folds for own in _by_backbone(trials).values()):
+            raise config.Failed(_all_failed(first.failures + others.failures))
+        for name, reason in failed.items():
+            log.warning("%s failed and is left out; the same command tries again: %s", name, reason)
+        if not failed:
+            self._write_record(request, trials)
+        return trials, failed
+
+    def _check(self) -> None:
+        """Refuse before anything is trained what every trial, or a bundle, would refuse."""
+        fitted_on = "calibration" if self.division.calibration == "held-out" else None
+        final = self.division.final
+        require_patients(self.run.task, self.shards.samples, final, fitted_on)
+        for name in self.settings.backbones:
+            run = self.context.trial(name, ())
+            for split in (*self.division.folds, final):
+                check_data(run, self.shards, split)
 
     def _write_record(self, request: str, trials: Sequence[TrialResult] | None) -> None:
         record = {
@@ -249,7 +279,7 @@ class _Comparing:
             None,
             trial.backbone,
         )
-        checkpoint = storage.join(trial.folder, trial.checkpoint.rstrip("/").rsplit("/", 1)[-1])
+        checkpoint = storage.join(trial.folder, trial.checkpoint)
         with tempfile.TemporaryDirectory(dir=process_folder()) as scratch:
             storage.copy_folder(checkpoint, scratch)
             weights = read_best_weights(Path(scratch))
@@ -277,6 +307,21 @@ class _Comparing:
         )
 
     # The final models
+
+    def _chosen(self, ranked: Leaderboard) -> list[str]:
+        """The best, as many as wanted, of those that did all folds.
+
+        The operating point of a final model may come from what its folds' models say: models that
+        were given up after a few epochs would set one that is not its own.
+        """
+        names = [row.entry.name for row in ranked.rows if not row.entry.stopped_early]
+        if len(names) < self.settings.refits:
+            log.warning(
+                "%d backbones did all folds, and become bundles; %d were asked for.",
+                len(names),
+                self.settings.refits,
+            )
+        return names[: self.settings.refits]
 
     def _refit(self, name: str, trials: Sequence[TrialResult], ranked: Leaderboard) -> Bundle:
         """Train once more, on development patients only, and score the held-out test patients."""
@@ -351,6 +396,18 @@ def trials_digest(
             [int(pd.util.hash_pandas_object(fold).sum()) for fold in folds],
         ]
     )
+
+
+def _failed_backbones(first: Round, others: Round) -> dict[str, str]:
+    """Why backbones cannot be ranked; of several draws of a search one is enough."""
+    found = {trial.backbone for trial in first.results}
+    failures = [failure for failure in first.failures if failure.backbone not in found]
+    return {failure.backbone: failure.reason for failure in failures + others.failures}
+
+
+def _all_failed(failures: Sequence[TrialFailure]) -> str:
+    shown = "\n".join(f"  {failure.name}: {failure.reason}" for failure in failures[:10])
+    return f"no backbone came to its end; the same command tries again. What failed:\n{shown}"
 
 
 def _by_backbone(trials: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:

@@ -18,7 +18,7 @@ class AshaConfig:
 
     Attributes:
         enabled: False trains every backbone to its end.
-        grace_epochs: epochs every backbone gets.
+        grace_epochs: epochs of the last stage that every backbone gets.
         reduction_factor: of those that reached a rung, one in this many goes on; of all backbones,
             one in this many (rounded up) goes on to the other folds.
     """
@@ -42,7 +42,8 @@ class SearchConfig:
 
     Attributes:
         num_samples: draws in all, over all backbones; 0 searches nothing.
-        learning_rate: lower and upper bound, drawn on a log scale.
+        learning_rate: lower and upper bound, drawn on a log scale; by default from an eighth to
+            four times the rate of the recipe's last stage, whose rate it is.
         dropout: lower and upper bound.
         hidden: widths of the head to choose from.
         rotation_degrees: lower and upper bound of `augment.rotation_degrees`.
@@ -50,11 +51,21 @@ class SearchConfig:
     """
 
     num_samples: int = Field(default=0, ge=0)
-    learning_rate: tuple[float, float] = (3e-4, 6e-3)
+    learning_rate: tuple[float, float] | None = None
     dropout: tuple[float, float] = (0.0, 0.5)
     hidden: tuple[tuple[int, int], ...] = ((512, 256), (256, 128))
     rotation_degrees: tuple[float, float] = (0.0, 30.0)
     contrast: tuple[float, float] = (0.0, 0.4)
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "dropout", "rotation_degrees", "contrast"):
+            bounds = getattr(self, name)
+            if bounds is not None and not bounds[0] < bounds[1]:
+                raise ValueError(f"{name}: the lower bound {bounds[0]:g} is not below the upper.")
+
+    def learning_rates(self, recipe: float) -> tuple[float, float]:
+        """The bounds, given the rate of the recipe's last stage."""
+        return self.learning_rate or (recipe / 8, recipe * 4)
 
 
 @config.config

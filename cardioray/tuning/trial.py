@@ -7,22 +7,27 @@ or searches.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+from ray import tune
 from ray.actor import ActorHandle
 from ray.train._internal.session import get_session
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from cardioray import config, storage
 from cardioray.data.shards import ShardSet
+from cardioray.tasks.base import STANDING
 from cardioray.training.outcome import WEIGHTS_CACHE
 from cardioray.training.run import train
-from cardioray.training.settings import RunConfig
+from cardioray.training.settings import RunConfig, StageConfig
 from cardioray.training.trainer import CalledOff
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,20 +46,28 @@ class TrialContext:
         name = written.pop("task")
         return RunConfig.build(name, written, [f"model.backbone={backbone}", *overrides])
 
-    def fewest_epochs(self, backbones: Sequence[str]) -> int:
-        """Most epochs of the backbone whose run is the shortest.
+    def stages(self, backbones: Sequence[str]) -> tuple[StageConfig, ...]:
+        """The stages of the backbone whose run is the shortest.
 
-        Runs differ in length where only some backbones have weights to start from. The cache is
-        the one that the trials will look into.
+        Runs differ in length where only some backbones have weights to start from, and a warning
+        then says which do not. The cache is the one that the trials will look into.
         """
         cache = storage.join(self.out, WEIGHTS_CACHE)
-        lengths = []
+        plans: list[tuple[StageConfig, ...]] = []
+        random: list[str] = []
         for name in backbones:
             run = self.trial(name, ())
             weights = run.task.starting_weights(cache)
-            stages = run.train.resolved_stages(weights is not None)
-            lengths.append(sum(stage.epochs for stage in stages))
-        return min(lengths)
+            if weights is None:
+                random.append(name)
+            plans.append(run.train.resolved_stages(weights is not None))
+        if 0 < len(random) < len(backbones):
+            log.warning(
+                "%s start from random weights and the other backbones from given ones: what tells "
+                "them apart may be the start. model.pretrained=none gives all the same.",
+                ", ".join(random),
+            )
+        return min(plans, key=lambda stages: sum(stage.epochs for stage in stages))
 
     def tell(self, step: str, runs: Sequence[str] = ()) -> None:
         """Say on the board what is being done, and by which runs."""
@@ -76,7 +89,7 @@ def run_trial(settings: dict[str, Any], context: TrialContext) -> None:
     # How long Tune waits for a trial that it stopped before it gives up the process.
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"
     with contextlib.suppress(CalledOff):
-        train(
+        outcome = train(
             context.trial(asked["backbone"], overrides),
             ShardSet.open(context.shards_path),
             context.folds[asked["fold"]],
@@ -86,6 +99,8 @@ def run_trial(settings: dict[str, Any], context: TrialContext) -> None:
             callbacks=[TuneReportCallback()],
             called_off=session.stop_event.is_set,
         )
+        # Tune wants a word of every trial; one that is taken up at its end has no epoch to report.
+        tune.report({"epoch": outcome.epochs, STANDING: outcome.standing})
 
 
 def trial_name(backbone: str, fold: int, overrides: Sequence[str]) -> str:

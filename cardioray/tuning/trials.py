@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import math
+import io
+import logging
 import os
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import optuna
+import pandas as pd
 from ray import tune
+from ray.train import Result
 from ray.tune import FailureConfig, ResultGrid, TuneConfig, Tuner
 from ray.tune import RunConfig as TuneRunConfig
 from ray.tune.experiment import Trial
@@ -20,9 +24,11 @@ from ray.tune.search.optuna import OptunaSearch
 from cardioray import config, storage
 from cardioray.models.backbones import backbone_info
 from cardioray.scratch import remove_abandoned
-from cardioray.tasks.base import STANDING, Monitor
-from cardioray.training.outcome import read_outcome
+from cardioray.tasks.base import STANDING
+from cardioray.training.outcome import TIMING, read_outcome
 from cardioray.training.progress import DONE, FAILED, STARTING, STOPPED, WAITING
+from cardioray.training.settings import StageConfig
+from cardioray.training.state import RECORD, Progress, parse_progress
 from cardioray.tuning.settings import AshaConfig, CompareConfig, SearchConfig
 from cardioray.tuning.trial import (
     TrialContext,
@@ -32,6 +38,8 @@ from cardioray.tuning.trial import (
     run_trial,
     trial_name,
 )
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +54,9 @@ class TrialResult:
         validation_score: best monitored figure on validation patients.
         standing: what it is compared by (`Monitor.standing`); more is better.
         epochs: epochs trained.
-        seconds: wall time of the trial.
+        seconds: time of these epochs, validation included.
         folder: the run's folder.
-        checkpoint: last checkpoint of a stopped trial, or None.
+        checkpoint: folder of the last checkpoint of a stopped trial, within `folder`, or None.
     """
 
     backbone: str
@@ -63,32 +71,72 @@ class TrialResult:
     checkpoint: str | None
 
 
-def asha_scheduler(settings: AshaConfig, epochs: int) -> ASHAScheduler | None:
+@dataclass(frozen=True, kw_only=True)
+class TrialFailure:
+    """A trial that ended with an error, and its retry, too.
+
+    Attributes:
+        backbone: name.
+        fold: number of the fold.
+        name: of the trial.
+        reason: the last line of the error.
+    """
+
+    backbone: str
+    fold: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a number of trials gave."""
+
+    results: list[TrialResult]
+    failures: list[TrialFailure]
+
+
+def asha_scheduler(settings: AshaConfig, stages: Sequence[int]) -> ASHAScheduler | None:
     """The scheduler that stops weak trials before the last of their epochs.
 
-    The last epoch is no place to stop: what is left after it is to score and keep the model.
+    The grace is counted from the beginning of the last stage: while a backbone is frozen, it is not
+    yet known what it can learn. The last epoch is no place to stop: what is left after it is to
+    score and keep the model.
+
+    Args:
+        settings: grace and share.
+        stages: most epochs of each stage of the shortest run.
 
     Returns:
         None where the grace lasts as long as the training.
     """
-    if settings.grace_epochs >= epochs:
+    grace = sum(stages[:-1]) + settings.grace_epochs
+    if grace >= sum(stages):
         return None
     return ASHAScheduler(
-        time_attr="training_iteration",
-        max_t=epochs - 1,
-        grace_period=settings.grace_epochs,
+        # Tune's own count of reports begins anew when a trial is taken up again.
+        time_attr="epoch",
+        max_t=sum(stages) - 1,
+        grace_period=grace,
         reduction_factor=settings.reduction_factor,
         stop_last_trials=False,
     )
 
 
 def first_fold(
-    context: TrialContext, settings: CompareConfig, monitor: Monitor, concurrent: int
-) -> list[TrialResult]:
-    """Every backbone on the first fold, the weak ones stopped."""
+    context: TrialContext, settings: CompareConfig, stages: Sequence[StageConfig], concurrent: int
+) -> Round:
+    """Every backbone on the first fold, the weak ones stopped.
+
+    Args:
+        context: what all trials share.
+        settings: backbones, stopping, search.
+        stages: those of the shortest run.
+        concurrent: trials at a time.
+    """
     scheduler = None
     if settings.asha.enabled:
-        scheduler = asha_scheduler(settings.asha, context.fewest_epochs(settings.backbones))
+        scheduler = asha_scheduler(settings.asha, [stage.epochs for stage in stages])
     search = settings.search
     backbones = _in_order(settings.backbones, concurrent)
     space: dict[str, Any] = {"backbone": tune.grid_search(backbones), "fold": 0}
@@ -97,7 +145,9 @@ def first_fold(
         # That it keeps its draws in memory is no news; a resumed search reads them from Tune's.
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         algorithm = OptunaSearch(
-            OptunaSearch.convert_search_space(_space(search, settings.backbones)),
+            OptunaSearch.convert_search_space(
+                _space(search, settings.backbones, stages[-1].learning_rate)
+            ),
             metric=STANDING,
             mode="max",
             seed=settings.seed,
@@ -121,7 +171,8 @@ def first_fold(
             max_concurrent_trials=concurrent,
         ),
     )
-    return _best_of_each(_collect(results, context, monitor))
+    found = _collect(results, context)
+    return Round(_best_of_each(found.results), found.failures)
 
 
 def _in_order(backbones: Sequence[str], concurrent: int) -> list[str]:
@@ -139,8 +190,7 @@ def other_folds(
     survivors: Sequence[TrialResult],
     num_folds: int,
     concurrent: int,
-    monitor: Monitor,
-) -> list[TrialResult]:
+) -> Round:
     """The survivors on every other fold, to the end."""
     wanted: list[dict[str, Any]] = [
         {"backbone": trial.backbone, "fold": fold, "overrides": trial.overrides}
@@ -148,19 +198,20 @@ def other_folds(
         for trial in survivors
     ]
     if not wanted:
-        return []
+        return Round([], [])
     context.tell(
         "other folds", [trial_name(w["backbone"], w["fold"], w["overrides"]) for w in wanted]
     )
     results = _tune(
         context,
-        "other_folds",
+        # Others may survive when trials that failed are tried again.
+        f"other_folds-{config.digest(wanted, 6)}",
         {"trial": tune.grid_search(wanted)},
         TuneConfig(
             metric=STANDING, mode="max", reuse_actors=True, max_concurrent_trials=concurrent
         ),
     )
-    return _collect(results, context, monitor)
+    return _collect(results, context)
 
 
 def _tune(
@@ -259,10 +310,11 @@ class _Watch(tune.Callback):  # type: ignore[misc]
             _WATCHED.get().note(trial)
 
 
-def _space(search: SearchConfig, backbones: Sequence[str]) -> dict[str, Any]:
+def _space(search: SearchConfig, backbones: Sequence[str], rate: float) -> dict[str, Any]:
+    """What is drawn from; `rate` is the recipe's learning rate."""
     return {
         "backbone": tune.choice(list(backbones)),
-        "learning_rate": tune.loguniform(*search.learning_rate),
+        "learning_rate": tune.loguniform(*search.learning_rates(rate)),
         "dropout": tune.uniform(*search.dropout),
         # As text: Optuna keeps choices in a database, and warns of others.
         "hidden": tune.choice([str(list(widths)) for widths in search.hidden]),
@@ -271,47 +323,72 @@ def _space(search: SearchConfig, backbones: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _collect(results: ResultGrid, context: TrialContext, monitor: Monitor) -> list[TrialResult]:
-    """Read what trials left.
-
-    Raises:
-        RuntimeError: when trials failed; names them and the first reason.
-    """
-    if results.errors:
-        failed = [result for result in results if result.error]
-        names = sorted(str(asked_settings(result.config)["backbone"]) for result in failed)
-        raise config.Failed(
-            f"{len(failed)} trials failed ({', '.join(names)}); the same command resumes. First "
-            f"error: {failed[0].error}"
+def _collect(results: ResultGrid, context: TrialContext) -> Round:
+    """Read what trials left."""
+    found = Round([], [])
+    for result in results:
+        if result.error is None:
+            found.results.append(_trial_result(result, context))
+            continue
+        asked = asked_settings(result.config)
+        found.failures.append(
+            TrialFailure(
+                backbone=asked["backbone"],
+                fold=asked["fold"],
+                name=name_of(result.config),
+                reason=_reason(result.error),
+            )
         )
-    return [_trial_result(result, context, monitor) for result in results]
+    return found
 
 
-def _trial_result(result: Any, context: TrialContext, monitor: Monitor) -> TrialResult:
+def _reason(error: Exception) -> str:
+    """The last line that says something; before it stand the traces of other processes."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _trial_result(result: Any, context: TrialContext) -> TrialResult:
     asked = asked_settings(result.config)
-    overrides = overrides_of(asked)
     folder = storage.join(context.out, name_of(result.config))
     outcome = read_outcome(folder)
-    metrics = result.metrics or {}
+    checkpoint = None
     if outcome is not None:
         score, standing, epochs = outcome.best, outcome.standing, outcome.epochs
+        for note in outcome.notes:
+            log.warning("%s: %s", name_of(result.config), note)
     else:
-        reported = result.metrics_dataframe
-        best = reported.loc[reported[STANDING].fillna(-math.inf).idxmax()]
-        score, standing = float(best[monitor.name]), float(best[STANDING])
-        epochs = int(metrics["training_iteration"])
+        checkpoint, progress = _last_checkpoint(folder)
+        assert progress.best is not None
+        assert progress.standing is not None
+        score, standing, epochs = progress.best, progress.standing, progress.epoch
+    timing = pd.read_csv(io.BytesIO(storage.read_bytes(storage.join(folder, TIMING))))
     return TrialResult(
         backbone=asked["backbone"],
         fold=asked["fold"],
-        overrides=overrides,
+        overrides=overrides_of(asked),
         stopped_early=outcome is None,
         validation_score=score,
         standing=standing,
         epochs=epochs,
-        seconds=float(metrics.get("time_total_s", 0.0)),
+        seconds=float(timing["epoch_seconds"].iloc[:epochs].sum()),
         folder=folder,
-        checkpoint=None if outcome else metrics["checkpoint_path"],
+        checkpoint=checkpoint,
     )
+
+
+def _last_checkpoint(folder: str) -> tuple[str, Progress]:
+    """The last complete checkpoint of a stopped run, and what it knows.
+
+    Until Tune's word arrived the run went on, and may have replaced the checkpoint of the epoch at
+    which it was stopped.
+    """
+    filesystem, path = storage.filesystem(folder)
+    checkpoint = Result.from_path(path, storage_filesystem=filesystem).checkpoint
+    assert checkpoint is not None  # every epoch leaves one
+    name = PurePosixPath(checkpoint.path).name
+    record = storage.read_bytes(storage.join(folder, name, RECORD))
+    return name, parse_progress(record)
 
 
 def _best_of_each(trials: Sequence[TrialResult]) -> list[TrialResult]:
@@ -324,10 +401,19 @@ def _best_of_each(trials: Sequence[TrialResult]) -> list[TrialResult]:
     return list(best.values())
 
 
-def choose_survivors(trials: Sequence[TrialResult], asha: AshaConfig) -> list[TrialResult]:
-    """Those that the other folds are for: the best of all that came to the end of the first."""
+def choose_survivors(
+    trials: Sequence[TrialResult], asha: AshaConfig, refits: int = 1
+) -> list[TrialResult]:
+    """Those that the other folds are for: the best of all that came to the end of the first.
+
+    Args:
+        trials: one of each backbone.
+        asha: which share of them goes on.
+        refits: how many are wanted at least, since each will be made a bundle.
+    """
     finished = [trial for trial in trials if not trial.stopped_early]
-    return sorted(finished, key=_place, reverse=True)[: asha.survivors(len(trials))]
+    number = max(asha.survivors(len(trials)), refits)
+    return sorted(finished, key=_place, reverse=True)[:number]
 
 
 def _place(trial: TrialResult) -> tuple[bool, float]:
