@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ OPENVINO = "openvino"
 OPERATING_POINTS = "thresholds.json"
 CALIBRATION = "calibration.json"
 GATE = "gate.safetensors"
+# The samples that took part in making the model, by their content (`digest_numbers`).
+SEEN = "seen.safetensors"
 TOLERANCE = "tolerance.json"
 MAX_BATCH = 32
 
@@ -258,6 +261,19 @@ class Predictor:
         for size in batch_sizes:
             self._run(tuple(np.zeros((size, *shape[name]), np.uint8) for name in self.task.columns))
 
+    @functools.cached_property
+    def _seen(self) -> NDArray[np.uint64]:
+        return load_arrays((self.bundle.path / SEEN).read_bytes())["digests"]
+
+    def seen(self, samples: Sequence[DecodedSample]) -> NDArray[np.bool_]:
+        """Whether the very same samples took part in making the model, whatever their names.
+
+        Returns:
+            True for each that is a training, validation or calibration sample; shape (N,).
+        """
+        digests = digest_numbers([sample.digest(self.task.columns) for sample in samples])
+        return np.isin(digests, self._seen)
+
     def _decode_item(self, item: Item) -> list[DecodedSample]:
         if isinstance(item, np.ndarray):
             return [self.task.decoder.from_array(item)]
@@ -295,6 +311,11 @@ def load(path: str | Path, **options: Any) -> Predictor:
         ValueError: when a comparison holds no bundle.
     """
     return Predictor(open_bundle(bundle_place(str(path))), **options)
+
+
+def digest_numbers(digests: Sequence[str]) -> NDArray[np.uint64]:
+    """The first 64 bit of SHA-256 digests: enough to tell samples apart, and one number each."""
+    return np.array([int(digest[:16], 16) for digest in digests], dtype=np.uint64)
 
 
 def read_operating_points(

@@ -39,6 +39,7 @@ GROUPS = {
     "test_pipeline": "training",
     "test_progress": "training",
     "test_training_loop": "training",
+    "test_training_tracking": "training",
     "test_training_workers": "training",
     "test_tuning": "training",
     "test_inference": "serving",

@@ -141,13 +141,17 @@ class TestEvaluateBundle:
         assert written["computed_with"] == "openvino fp32"
         assert difference <= 2 * allowed["openvino_fp32"]["ffr"] + 1e-6
 
-    def test_other_data_are_scored_whole_and_bad_files_are_noted(
+    def test_pictures_that_made_the_bundle_are_not_scored_under_other_names(
         self, made: Made, tmp_path: Path
     ) -> None:
         manifest = pd.read_csv(made.data / "manifest.csv", dtype=str)
         manifest["source"] = [str(made.data / source) for source in manifest["source"]]
-        some = manifest[manifest["patient_id"].isin(manifest["patient_id"].unique()[:8])].copy()
+        held = pd.read_parquet(made.bundle.path / "predictions.parquet")
+        test = set(held["patient_id"][held["split"] == "test"])
+        own = manifest["patient_id"].isin(test)
+        some = pd.concat([manifest[own], manifest[~own].head(8)])
         some["patient_id"] = "other-" + some["patient_id"]
+        some["sample_id"] = [f"other-{number}" for number in range(len(some))]
         broken = tmp_path / "broken.png"
         broken.write_bytes(b"no picture")
         some.iloc[0, some.columns.get_loc("source")] = str(broken)
@@ -155,11 +159,16 @@ class TestEvaluateBundle:
         found = evaluate_bundle(
             str(made.bundle.path), str(tmp_path), out=str(tmp_path / "out"), console=QUIET
         )["ffr"]
-        assert found.patients == 8
-        assert found.frames == len(some) - 1
+        assert found.patients == len(test)
+        assert found.frames == own.sum() - 1
         assert any("1 of" in note and "cannot be read" in note for note in found.notes)
+        assert any(f"8 of {len(some) - 1} samples took part" in note for note in found.notes)
         quarantine = pd.read_csv(tmp_path / "out" / "quarantine.csv")
         assert quarantine["source"].tolist() == [str(broken)]
+
+        some.tail(8).to_csv(tmp_path / "manifest.csv", index=False)
+        with pytest.raises(ValueError, match="all 8 samples took part in making the bundle"):
+            evaluate_bundle(str(made.bundle.path), str(tmp_path), console=QUIET)
 
     def test_a_split_that_is_not_there_is_named(self, made: Made) -> None:
         with pytest.raises(ValueError, match=r"no rows of split 'tset'; it has .*test"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import hashlib
 import json
 import shutil
 import tempfile
@@ -86,6 +87,7 @@ def _write_shards(folder: Path, run: RunConfig) -> tuple[ShardSet, pd.Series[str
             "ffr": np.where(rows // 2 % 2 == 0, 0.7, 0.9),
             "height_px": 512,
             "width_px": 512,
+            "array_sha256": [hashlib.sha256(picture.tobytes()).hexdigest() for picture in pictures],
         }
     )
     write_table(str(folder / "samples.parquet"), samples)

@@ -6,7 +6,8 @@ network: on a cluster there is one of them for every core.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,6 +37,13 @@ class DecodedSample:
     def source_shape(self) -> tuple[int, int]:
         """Height and width in px before any resize."""
         return (self.picture.shape[0], self.picture.shape[1])
+
+    def digest(self, columns: Sequence[str]) -> str:
+        """SHA-256 of some of its arrays: two samples with the same one are the same to a model."""
+        digest = hashlib.sha256()
+        for name in columns:
+            digest.update(self.arrays[name].tobytes())
+        return digest.hexdigest()
 
 
 class Decoder(Protocol):

@@ -253,17 +253,16 @@ class _WritePart:
 
     def _note(self, result: _PartResult, position: int, sample: DecodedSample) -> int:
         """Write down what a sample is; the bytes of its arrays."""
-        digest, size = hashlib.sha256(), 0
+        size = 0
         for name in self.decoder.columns:
             array = sample.arrays[name]
             result.shapes[name].append(list(array.shape))
-            digest.update(array.tobytes())
             size += array.nbytes
         result.position.append(position)
         result.frame.append(sample.frame)
         result.height.append(sample.source_shape[0])
         result.width.append(sample.source_shape[1])
-        result.array_sha256.append(digest.hexdigest())
+        result.array_sha256.append(sample.digest(self.decoder.columns))
         result.array_bytes += size
         return size
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from cardioray.bundle import Bundle
+from cardioray.data.decoding import DecodedSample
 from cardioray.data.layouts import shown
 from cardioray.data.manifest import Manifest, check_studies, study_ids
 from cardioray.data.shards import read_index
@@ -67,7 +68,7 @@ def score_files(
 
     Raises:
         ValueError: when the data are at fault (two labels of one study among it), nothing can be
-            read, or the split has no rows.
+            read, the split has no rows, or all of them took part in making the bundle.
     """
     if read_index(data) is not None:
         raise ValueError(f"{data} holds shards; give the data set that they were made from.")
@@ -86,6 +87,10 @@ def score_files(
     computed_with = ", ".join(sorted({result["computed_with"] for result in results}))
     table = _predictions_table(task, manifest, labels, results).assign(split=split)
     notes = list(manifest.warnings)
+    if not is_own:
+        table, seen_notes = _without_seen(table)
+        notes += seen_notes
+    table = table.drop(columns="seen")
     if unread:
         notes.append(f"{len(unread)} of {len(chosen)} files cannot be read and are not scored.")
     differences = _differences(table, own, split) if is_own else None
@@ -100,6 +105,32 @@ def score_files(
             "data are not the same; if the patients are, the figures are too good."
         )
     return Scored(table, tuple(notes), computed_with, differences, unread)
+
+
+def _without_seen(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Leave out samples that took part in making the model; gives what to say of it.
+
+    Raises:
+        ValueError: when nothing is left.
+    """
+    seen = table["seen"].to_numpy(bool)
+    if not seen.any():
+        return table, []
+    samples = table["sample_id"].nunique()
+    known = table.loc[seen, "sample_id"].nunique()
+    if seen.all():
+        raise ValueError(
+            f"all {samples} samples took part in making the bundle, as its training, validation or "
+            "calibration samples: their figures would say nothing about other patients."
+        )
+    patients = table.loc[seen, "patient_id"].unique()
+    text = (
+        f"{known} of {samples} samples took part in making the bundle, as its training, validation "
+        "or calibration samples, and are not scored."
+    )
+    if table.loc[~seen, "patient_id"].isin(patients).any():
+        text += " Others of the same patients are: the figures are too good."
+    return table[~seen], [text]
 
 
 def _own_predictions(bundle: Bundle, manifest: Manifest) -> pd.DataFrame:
@@ -173,7 +204,9 @@ class _ScoreFiles(PredictorActor):
     def __call__(self, row: Mapping[str, str]) -> dict[str, str]:
         chunk = json.loads(row["chunk"])
         decoded = self.decode([SourceFile(path, frames) for _, path, frames in chunk])
-        unread, samples, found = [], [], []
+        unread: list[tuple[str, str]] = []
+        samples: list[tuple[int, str]] = []
+        found: list[DecodedSample] = []
         for (position, path, _), result in zip(chunk, decoded, strict=True):
             if isinstance(result, str):
                 unread.append((path, result))
@@ -188,6 +221,7 @@ class _ScoreFiles(PredictorActor):
             "files": len(chunk),
             "unread": unread,
             "samples": samples,
+            "seen": self.predictor.seen(found).tolist(),
             "scores": {name: values.tolist() for name, values in scores.items()},
             "computed_with": f"{self.predictor.runtime} {precision}",
         }
@@ -201,6 +235,7 @@ def _predictions_table(
     samples = [sample for result in results for sample in result["samples"]]
     rows = np.array([position for position, _ in samples])
     suffixes = [suffix for _, suffix in samples]
+    seen = [value for result in results for value in result["seen"]]
     known = manifest.table.iloc[rows]
     pieces = []
     for target in task.targets:
@@ -214,6 +249,7 @@ def _predictions_table(
                 "head": target.name,
                 "label": labels[target.name][rows],
                 "score": np.array(scores, dtype=np.float32),
+                "seen": seen,
             }
         )
         pieces.append(piece[piece["label"].notna()])

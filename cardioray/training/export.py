@@ -41,7 +41,15 @@ from cardioray.evaluation.predictions import check_predictions, select_split
 from cardioray.evaluation.report import Evaluation, evaluate, title_of, write_plots
 from cardioray.models.gate import InputGate
 from cardioray.models.runtime import FEATURES, OpenVinoRuntime, TorchRuntime, export_openvino
-from cardioray.predictor import CALIBRATION, GATE, OPENVINO, OPERATING_POINTS, TOLERANCE
+from cardioray.predictor import (
+    CALIBRATION,
+    GATE,
+    OPENVINO,
+    OPERATING_POINTS,
+    SEEN,
+    TOLERANCE,
+    digest_numbers,
+)
 from cardioray.targets import BinaryTarget, RegressionTarget
 from cardioray.tasks.base import LabelStatistics
 from cardioray.training.outcome import PREDICTIONS
@@ -150,6 +158,7 @@ def _write_files(source: BundleSource, folder: Path) -> None:
     features = _features(model, images)
     gate = InputGate.fit(images[task.columns[0]], shapes, features, patients)
     (folder / GATE).write_bytes(save_arrays(gate.to_tensors()))
+    (folder / SEEN).write_bytes(save_arrays({"digests": _seen(source)}))
     tolerance = _export(source, model, images, folder)
     (folder / TOLERANCE).write_bytes(dump_json(tolerance))
     (folder / "preprocess.json").write_bytes(dump_json(_preprocess(source)))
@@ -210,6 +219,14 @@ def _training_pictures(
     arrays = take_rows(source.shards, rows, source.run.task.columns)
     shapes = chosen[["height_px", "width_px"]].to_numpy(np.int64)
     return arrays, shapes, chosen["patient_id"].to_numpy()
+
+
+def _seen(source: BundleSource) -> NDArray[np.uint64]:
+    """The samples that took part in making the model, by their content."""
+    used = source.split.isin(["train", "validation", "calibration"])
+    if source.calibration_predictions is not None:
+        used |= source.shards.samples["sample_id"].isin(source.calibration_predictions["sample_id"])
+    return np.unique(digest_numbers(source.shards.samples["array_sha256"][used.to_numpy()]))
 
 
 def _features(model: nn.Module, arrays: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.float32]:
