@@ -177,9 +177,9 @@ def _report(
                 value=paired.difference.value,
             ),
             Ratio(
-                name="paired p-value of that difference (not significant above 0.05)",
+                name="paired p-value of that difference (not significantly worse from 0.05 on)",
                 value=paired.p_value,
-                goal=">= 0.05",
+                goal=None if paired.difference.value > 0 else ">= 0.05",
             ),
         ],
         settings=asdict(settings) | {"test_patients": len(own_scores)},

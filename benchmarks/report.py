@@ -202,11 +202,12 @@ def _version(name: str) -> str | None:
 
 
 def _revision() -> str | None:
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or None
+    """The commit, marked where the code that was measured differs from it."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    commit = git("rev-parse", "--short", "HEAD").stdout.strip()
+    changed = git("status", "--porcelain", "--", "cardioray", "benchmarks/*.py").stdout.strip()
+    return f"{commit}{'-dirty' if changed else ''}" if commit else None

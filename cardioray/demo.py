@@ -20,10 +20,11 @@ from cardioray import config
 from cardioray.data import cluster
 from cardioray.data.pipeline import PrepareConfig, prepare
 from cardioray.evaluation.leaderboard_terminal import print_leaderboard
-from cardioray.machine import free_port
+from cardioray.machine import environment, free_port
 from cardioray.phantoms.angiogram import PRESETS, write_angiograms
 from cardioray.predictor import load
 from cardioray.serve.deploy import application_settings, serve_bundles
+from cardioray.serve.proxy import VARIABLES
 from cardioray.serve.settings import ServerSettings
 from cardioray.training.progress import Shown
 from cardioray.training.settings import RunConfig
@@ -89,7 +90,8 @@ def run_demo(out: str, settings: DemoConfig, console: Console) -> dict[str, Any]
     manifest = _phantoms(root, settings, console)
     say("2. Shards: decode and resize once")
     run = _run_config(settings)
-    cluster.connect()
+    with environment(VARIABLES):  # of the proxies that will serve the winner
+        cluster.connect()
     data = run.task.read_manifest(str(manifest), None)
     with Progress(console=console) as progress:
         bar = progress.add_task("preparing", total=len(data))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +20,7 @@ from torch import nn
 from cardioray import storage
 from cardioray.bundle import MODEL, Bundle, BundleError, open_bundle
 from cardioray.data.decoding import DecodedSample, ImageDecoder
+from cardioray.data.frames import MAX_FRAMES
 from cardioray.data.image import UnreadableImage
 from cardioray.evaluation.operating_point import (
     BinaryOperatingPoint,
@@ -51,6 +52,8 @@ GATE = "gate.safetensors"
 SEEN = "seen.safetensors"
 TOLERANCE = "tolerance.json"
 MAX_BATCH = 32
+# Longer side of the pictures that heat maps are sent on.
+OVERLAY_PX = 2048
 
 Item = bytes | str | Path | NDArray[Any]
 
@@ -160,13 +163,13 @@ class Predictor:
         samples = [sample for item in listed for sample in self._decode_item(item)]
         return self.answer(samples, self.infer(samples))
 
-    def decode(self, data: bytes) -> list[DecodedSample]:
+    def decode(self, data: bytes, max_frames: int = MAX_FRAMES) -> list[DecodedSample]:
         """Decode one file as training did.
 
         Raises:
-            UnreadableImage: when it cannot be read.
+            UnreadableImage: when it cannot be read, or holds more than `max_frames` frames.
         """
-        return self.task.decoder.decode(data, None)
+        return self.task.decoder.decode(data, None, max_frames)
 
     def infer(self, samples: Sequence[DecodedSample]) -> ModelOutputs:
         """Run the network over samples of one or of many studies.
@@ -207,15 +210,18 @@ class Predictor:
     def overlay(self, sample: DecodedSample, method: str = "gradcam++") -> bytes:
         """A frame with its heat map for the class the headline answer names, as PNG.
 
+        A frame whose longer side has more than 2,048 px is shrunk to that.
+
         Args:
             sample: one frame.
             method: one of `cardioray.explain.cam.METHODS`.
 
         Raises:
-            ValueError: for an unknown method.
+            ValueError: for an unknown method, and for a network that has no feature map.
         """
         from cardioray.explain.cam import overlay  # with all it loads; answers need none of it
 
+        sample = replace(sample, picture=_shrunk(sample.picture, OVERLAY_PX))
         heat = self._heat_map(sample, method, self._headline(sample))
         stream = io.BytesIO()
         Image.fromarray(overlay(sample.picture, heat)).save(stream, format="PNG")
@@ -326,6 +332,16 @@ def read_operating_points(
     calibrations = bundle.json(CALIBRATION)
     merged = {name: {**values, **calibrations[name]} for name, values in thresholds.items()}
     return {name: OperatingPoint.from_dict(values) for name, values in merged.items()}
+
+
+def _shrunk(picture: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
+    """A picture whose longer side is at most `longest`."""
+    height, width = picture.shape[:2]
+    scale = longest / max(height, width)
+    if scale >= 1:
+        return picture
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
 
 
 def _binary_answer(

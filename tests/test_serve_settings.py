@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,18 +14,20 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import yaml
+from starlette.types import Message, Receive, Scope, Send
 
 from cardioray import config
 from cardioray.data.decoding import DecodedSample
+from cardioray.data.frames import UnreadableImage
 from cardioray.predictor import ModelOutputs
 from cardioray.serve.app import build
 from cardioray.serve.auth import KeyRing, hash_key, new_key, read_keys, require_keys
 from cardioray.serve.batcher import Batcher
 from cardioray.serve.deploy import serve_bundles, write_serve_config
-from cardioray.serve.haproxy_guard import keep_on_loopback
+from cardioray.serve.haproxy_guard import keep_on_loopback, wide_binds
 from cardioray.serve.hosting import Threads
 from cardioray.serve.problems import Problem
-from cardioray.serve.proxy import request_id_from
+from cardioray.serve.proxy import MAX_BODY, ProxyGuard, request_id_from
 from cardioray.serve.replica import Answerer
 from cardioray.serve.serve_file import check_serve_file
 from cardioray.serve.settings import NamedBundle, ServerSettings, ServeSettings, is_loopback
@@ -270,6 +273,62 @@ def test_haproxy_is_kept_on_loopback() -> None:
     )
 
 
+def test_haproxy_is_not_started_where_it_would_listen_widely() -> None:
+    changed = "listen stats\n  bind [::]:8404 v4v6\n  bind 127.0.0.1:9101\n  bind *:8000\n"
+    assert keep_on_loopback(changed, ["9101", "8404"]) == changed
+    assert wide_binds(changed, ["9101", "8404"]) == ["bind [::]:8404 v4v6"]
+
+
+# What proxies take in
+
+
+def through_guard(
+    body: list[bytes], headers: list[tuple[bytes, bytes]]
+) -> tuple[int, bytes, list[str]]:
+    """Status and body that a client gets, and the kinds of messages that reached the server."""
+    seen: list[str] = []
+
+    async def server(scope: Scope, receive: Receive, send: Send) -> None:
+        more = True
+        while more:
+            message = await receive()
+            seen.append(message["type"])
+            if message["type"] == "http.disconnect":
+                return
+            more = message.get("more_body", False)
+        start = {"type": "http.response.start", "status": 200, "headers": []}
+        await send(start)
+        await send({"type": "http.response.body", "body": b"fine"})
+
+    messages = [
+        {"type": "http.request", "body": piece, "more_body": number < len(body)}
+        for number, piece in enumerate(body, 1)
+    ]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": headers}
+    asyncio.run(ProxyGuard(server)(scope, receive, send))
+    answer = b"".join(message.get("body", b"") for message in sent[1:])
+    return sent[0]["status"], answer, seen
+
+
+def test_a_proxy_takes_in_no_more_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(MAX_BODY, "100")
+    assert through_guard([b"x" * 60, b"x" * 40], [])[:2] == (200, b"fine")
+    status, answer, seen = through_guard([b"x" * 60, b"x" * 41, b"x" * 60], [])
+    assert (status, seen) == (413, ["http.request", "http.disconnect"])
+    assert json.loads(answer)["type"] == "urn:cardioray:problem:too-large"
+    status, answer, seen = through_guard([b""], [(b"content-length", b"101")])
+    assert (status, seen) == (413, [])
+    assert "at most 100 bytes" in json.loads(answer)["detail"]
+
+
 # The batcher, over a network that doubles its input
 
 
@@ -387,12 +446,52 @@ def test_a_waiting_batcher_starts_early_when_the_batch_is_full() -> None:
 def test_only_the_file_is_blamed_for_what_is_in_it(
     raised: type[Exception], answered: type[Exception] | None
 ) -> None:
-    def decode(data: bytes) -> None:
+    def decode(data: bytes, max_frames: int) -> None:
         raise raised
 
-    replica = SimpleNamespace(_threads=Threads.start(decoders=1))
+    replica = SimpleNamespace(_threads=Threads.start(decoders=1), settings=settings())
     model = SimpleNamespace(predictor=SimpleNamespace(decode=decode))
     with pytest.raises(answered or raised) as error:
         asyncio.run(Answerer._decode(cast(Any, replica), cast(Any, model), b""))
     if isinstance(error.value, Problem):
         assert error.value.status == 422
+
+
+class Decoder:
+    """Gives one frame for each byte of a file; the letter x is no picture."""
+
+    def __init__(self) -> None:
+        self.files: list[bytes] = []
+
+    def decode(self, data: bytes, max_frames: int) -> list[DecodedSample]:
+        self.files.append(data)
+        if data == b"x":
+            raise UnreadableImage("no picture")
+        return [sample(value) for value in data]
+
+
+@pytest.mark.parametrize("decoders", [1, 2])
+def test_a_refused_study_is_decoded_no_further(decoders: int) -> None:
+    decoder = Decoder()
+    replica = SimpleNamespace(
+        _threads=Threads.start(decoders), _decoders=decoders, settings=settings()
+    )
+    replica._decode = lambda model, data: Answerer._decode(cast(Any, replica), model, data)
+    model = cast(Any, SimpleNamespace(predictor=decoder))
+
+    def decoded(files: list[bytes]) -> list[DecodedSample]:
+        return asyncio.run(Answerer.decode(cast(Any, replica), model, files, 1))
+
+    kept = decoded([b"ab", b"c", b"d"])
+    assert [int(s.arrays["image"][0]) for s in kept] == list(b"abcd")
+    # Of all but the first the picture is a stand-in of the same shape, without memory of its own.
+    assert [s.picture.any() for s in kept] == [True, False, False, False]
+    assert {s.source_shape for s in kept} == {(1, 1)}
+    decoder.files.clear()
+    with pytest.raises(Problem, match="no picture"):
+        decoded([b"x", *[b"a"] * 50])
+    assert len(decoder.files) == decoders
+    decoder.files.clear()
+    with pytest.raises(Problem, match="more than 256 frames"):
+        decoded([b"a" * 257, *[b"a"] * 50])
+    assert len(decoder.files) == decoders

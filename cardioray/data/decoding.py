@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cardioray.config import config
-from cardioray.data.frames import FrameSelection, UnreadableImage, to_uint8
+from cardioray.data.frames import MAX_FRAMES, FrameSelection, UnreadableImage, to_uint8
 from cardioray.data.image import ImagePreprocess, read_numbered_frames
 
 
@@ -37,6 +37,10 @@ class DecodedSample:
     def source_shape(self) -> tuple[int, int]:
         """Height and width in px before any resize."""
         return (self.picture.shape[0], self.picture.shape[1])
+
+    def without_picture(self) -> DecodedSample:
+        """The sample with a picture of the same shape that holds no memory; nothing is drawn."""
+        return replace(self, picture=np.broadcast_to(np.uint8(0), self.picture.shape))
 
     def digest(self, columns: Sequence[str]) -> str:
         """SHA-256 of some of its arrays: two samples with the same one are the same to a model."""
@@ -61,12 +65,15 @@ class Decoder(Protocol):
     def selection(self) -> FrameSelection:
         """Which frames of a file are samples where its row does not say."""
 
-    def decode(self, data: bytes, frames: str | None) -> list[DecodedSample]:
+    def decode(
+        self, data: bytes, frames: str | None, max_frames: int = MAX_FRAMES
+    ) -> list[DecodedSample]:
         """Decode one file.
 
         Args:
             data: the whole file.
             frames: the manifest's frame selection, or None for `selection`.
+            max_frames: a file with more wanted frames is refused before they are decoded.
 
         Raises:
             UnreadableImage: when the file cannot be read; says why and what is accepted.
@@ -102,12 +109,16 @@ class ImageDecoder:
         """The setting `frames`."""
         return FrameSelection.parse(self.frames)
 
-    def decode(self, data: bytes, frames: str | None) -> list[DecodedSample]:
+    def decode(
+        self, data: bytes, frames: str | None, max_frames: int = MAX_FRAMES
+    ) -> list[DecodedSample]:
         """Read the wanted frames and bring each to the model's size."""
         selection = FrameSelection.parse(frames) if frames else self.selection
         return [
             self._sample(str(number), picture)
-            for number, picture in read_numbered_frames(data, frames=selection)
+            for number, picture in read_numbered_frames(
+                data, frames=selection, max_frames=max_frames
+            )
         ]
 
     def from_array(self, array: NDArray[Any]) -> DecodedSample:

@@ -189,6 +189,8 @@ def _damage_explained() -> Iterator[None]:
         yield
     except UnreadableImage:
         raise
+    except MemoryError:
+        raise  # the machine's trouble, not the file's
     except Exception as error:  # decoder plugins raise nearly every type on hostile bytes
         reason = " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
         raise UnreadableImage(f"The DICOM file cannot be decoded ({reason}).") from error

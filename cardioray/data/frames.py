@@ -48,6 +48,14 @@ class UnreadableImage(ValueError):  # noqa: N818 (says what the file is)
 # What fetching and decoding one file may raise for the file's sake. It costs that file, which goes
 # into quarantine, and not the run.
 READ_ERRORS = (UnreadableImage, OSError)
+# The same without what may pass: a store that does not answer says nothing about a file.
+LOST_FILES = (
+    UnreadableImage,
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+)
 
 
 def sniff(data: bytes) -> str:

@@ -204,6 +204,8 @@ def _damage_explained() -> Iterator[None]:
         raise UnreadableImage(f"The header of the picture is damaged. {ACCEPTED}") from None
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"The picture is too large: {error}") from None
+    except MemoryError:
+        raise  # the machine's trouble, not the file's
     except Exception as error:  # Pillow's plugins raise nearly every type on hostile bytes
         reason = str(error).rstrip(".") or type(error).__name__
         raise UnreadableImage(f"The picture is damaged or truncated ({reason}).") from error

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, ScoreCAM
 from torch import Tensor, nn
 
+from cardioray.models.backbones import NoFeatureMap
 from cardioray.models.classifier import ImageClassifier
 from cardioray.registry import Registry, unknown_name
 
@@ -234,7 +235,7 @@ def _last_feature_map(output: _OneOutput, pixels: Tensor) -> nn.Module:
             handle.remove()
     large = [name for name, size in sizes.items() if min(size) >= MIN_POSITIONS]
     if not large:
-        raise ValueError(
+        raise NoFeatureMap(
             f"{output.model.info.title} has no convolutional feature map of at least "
             f"{MIN_POSITIONS} x {MIN_POSITIONS} positions for a picture of "
             f"{pixels.shape[3]} x {pixels.shape[2]} px; heat maps need one."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import ray
 import torch
 
@@ -18,7 +16,7 @@ from cardioray import storage
 from cardioray.bundle import open_bundle
 from cardioray.data import cluster
 from cardioray.data.decoding import DecodedSample
-from cardioray.data.frames import READ_ERRORS
+from cardioray.data.frames import LOST_FILES
 from cardioray.predictor import Predictor
 
 RuntimeName = Literal["auto", "openvino", "torch"]
@@ -80,15 +78,9 @@ class PredictorActor:
         try:
             data = storage.read_bytes(file.path)
             samples = self.predictor.task.decoder.decode(data, file.frames or None)
-        except READ_ERRORS as error:
+        except LOST_FILES as error:
             return str(error)
-        return [_without_pixels(sample) for sample in samples]
-
-
-def _without_pixels(sample: DecodedSample) -> DecodedSample:
-    """The sample with a picture of the same size that holds no memory; nothing is drawn here."""
-    blank = np.broadcast_to(np.uint8(0), sample.picture.shape)
-    return dataclasses.replace(sample, picture=blank)
+        return [sample.without_picture() for sample in samples]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from cardioray.registry import Registry, unknown_name
 
 
+class NoFeatureMap(ValueError):  # noqa: N818 (says what the network is)
+    """A network without a convolutional feature map, for which there is no heat map."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BackboneInfo:
     """What is known of a backbone before it is built.

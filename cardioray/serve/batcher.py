@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from cardioray.data.decoding import DecodedSample
-from cardioray.predictor import ModelOutputs
+from cardioray.predictor import MAX_BATCH, ModelOutputs
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Batcher:
         self._waiting: deque[_Study] = deque()
         self._worker: asyncio.Task[None] | None = None
         self._busy_since: float | None = None
+        self._passes = 1
         self._full = asyncio.Event()
 
     @property
@@ -62,8 +64,15 @@ class Batcher:
 
     @property
     def busy_s(self) -> float:
-        """Seconds the present forward pass has taken so far; 0 when there is none."""
-        return 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
+        """Seconds the present work has taken so far for every forward pass of it; 0 for none.
+
+        A study of many frames goes through the network in several passes.
+        """
+        return (
+            0.0
+            if self._busy_since is None
+            else (time.monotonic() - self._busy_since) / self._passes
+        )
 
     async def infer(self, samples: Sequence[DecodedSample]) -> ModelOutputs:
         """The outputs for the samples of one study; whatever the forward pass raises is raised."""
@@ -102,7 +111,7 @@ class Batcher:
 
     async def _run(self, batch: list[_Study]) -> None:
         samples = [sample for study in batch for sample in study.samples]
-        self._busy_since = time.monotonic()
+        self._busy_since, self._passes = time.monotonic(), math.ceil(len(samples) / MAX_BATCH)
         try:
             self._on_batch(len(samples))
             loop = asyncio.get_running_loop()

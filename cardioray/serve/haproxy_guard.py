@@ -25,6 +25,12 @@ def keep_on_loopback(config: str, ports: list[str]) -> str:
     return wide.sub(r"\g<1>127.0.0.1:\g<2>", config)
 
 
+def wide_binds(config: str, ports: list[str]) -> list[str]:
+    """The bind lines of these ports that are on another address than 127.0.0.1."""
+    lines = re.findall(rf"^\s*bind\s.*:(?:{'|'.join(ports)})\b.*$", config, re.MULTILINE)
+    return [line.strip() for line in lines if "127.0.0.1:" not in line]
+
+
 def _end_with_parent() -> None:
     parent = os.getppid()
     libc = ctypes.CDLL(None, use_errno=True)
@@ -38,7 +44,10 @@ def main(arguments: list[str]) -> None:
     """Prepare this process and replace it with HAProxy."""
     haproxy, ports, *rest = arguments
     config = Path(rest[rest.index("-f") + 1])
-    config.write_text(keep_on_loopback(config.read_text(), ports.split(",")))
+    text = keep_on_loopback(config.read_text(), ports.split(","))
+    if wide := wide_binds(text, ports.split(",")):
+        sys.exit(f"HAProxy is not started: it would listen beyond this machine ({wide[0]}).")
+    config.write_text(text)
     if sys.platform == "linux":
         _end_with_parent()
     os.execv(haproxy, [haproxy, *rest])

@@ -34,7 +34,7 @@ RuntimeName = Literal["auto", "openvino", "torch"]
 log = logging.getLogger("ray.serve.cardioray")
 
 _NO_PICTURE = np.zeros((1, 1), np.uint8)
-# A forward pass of 32 frames takes a second or two on one slow core.
+# A pass of 32 frames takes a second or two on one slow core, and some where pictures are large.
 STUCK_AFTER_S = 120.0
 
 

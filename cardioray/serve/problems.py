@@ -82,6 +82,11 @@ def unreadable(detail: str) -> Problem:
     return Problem("unreadable", 422, "The upload cannot be read", detail)
 
 
+def no_heat_map(detail: str) -> Problem:
+    """A heat map was asked of a network that has none."""
+    return Problem("no-heat-map", 422, "There is no heat map for this model", detail)
+
+
 def malformed(detail: str) -> Problem:
     """The request itself is broken."""
     return Problem("malformed", 400, "The request is malformed", detail)

@@ -9,6 +9,7 @@ itself are plain text.
 
 from __future__ import annotations
 
+import os
 import re
 import uuid
 
@@ -16,9 +17,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cardioray.serve.problems import Problem, internal_error, not_found, overloaded
+from cardioray.serve.problems import Problem, internal_error, not_found, overloaded, too_large
 
 REQUEST_ID = "x-request-id"
+# Most bytes of a body that a proxy takes in. Requests wait in a proxy for a free replica, which
+# alone knows keys and limits; without a bound, whoever reaches the port could fill its memory.
+MAX_BODY = "CARDIORAY_PROXY_MAX_BYTES"
+DEFAULT_MAX_BODY = 256 * 2**20
 # What every node of a cluster that serves needs in its environment.
 VARIABLES = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cardioray.serve.proxy.middlewares",
@@ -50,6 +55,7 @@ class ProxyGuard:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._max_body = int(os.environ.get(MAX_BODY, DEFAULT_MAX_BODY))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on with a clean id, and put Serve's own errors into our form."""
@@ -59,20 +65,45 @@ class ProxyGuard:
         headers = MutableHeaders(scope=scope)
         request_id = request_id_from(headers.get(REQUEST_ID))
         headers[REQUEST_ID] = request_id
+        stated = headers.get("content-length", "0")
+        if stated.isdigit() and int(stated) > self._max_body:
+            await self._answer(too_large(self._max_body), request_id, scope, receive, send)
+            return
         replaced: Problem | None = None
+        received, answered = 0, False
+
+        async def bounded() -> Message:
+            # A body that does not state its length is cut off: to the server the client is gone.
+            nonlocal received, replaced
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received <= self._max_body:
+                return message
+            replaced = too_large(self._max_body)
+            return {"type": "http.disconnect"}
 
         async def translate(message: Message) -> None:
-            nonlocal replaced
-            if message["type"] == "http.response.start":
+            nonlocal replaced, answered
+            if message["type"] == "http.response.start" and replaced is None:
                 replaced = _problem_for(message)
             if replaced is None:
+                answered = True
                 await send(message)
             elif message["type"] == "http.response.body" and not message.get("more_body"):
-                response = replaced.response(request_id)
-                response.headers[REQUEST_ID] = request_id
-                await response(scope, receive, send)
+                answered = True
+                await self._answer(replaced, request_id, scope, receive, send)
 
-        await self._app(scope, receive, translate)
+        await self._app(scope, bounded, translate)
+        if replaced is not None and not answered:
+            await self._answer(replaced, request_id, scope, receive, send)
+
+    @staticmethod
+    async def _answer(
+        problem: Problem, request_id: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        response = problem.response(request_id)
+        response.headers[REQUEST_ID] = request_id
+        await response(scope, receive, send)
 
 
 def _problem_for(start: Message) -> Problem | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from cardioray import config
 from cardioray.data.decoding import DecodedSample
 from cardioray.data.image import UnreadableImage
 from cardioray.model_store import production_path
+from cardioray.models.backbones import NoFeatureMap
 from cardioray.predictor import ModelOutputs
 from cardioray.serve.auth import read_keys, require_keys
 from cardioray.serve.hosting import (
@@ -33,7 +35,7 @@ from cardioray.serve.hosting import (
 )
 from cardioray.serve.metrics import ServeMetrics
 from cardioray.serve.middleware import log_fault
-from cardioray.serve.problems import overloaded, unreadable
+from cardioray.serve.problems import no_heat_map, overloaded, unreadable
 from cardioray.serve.routes import make_routes
 from cardioray.serve.settings import NamedBundle, ServeSettings
 
@@ -62,7 +64,8 @@ class Answerer:
         _quieten()
         self.metrics = ServeMetrics()
         cpus = self.settings.ingress_cpus if self.settings.apart else self.settings.cpus
-        self._threads = Threads.start(decoders=math.ceil(cpus))
+        self._decoders = math.ceil(cpus)
+        self._threads = Threads.start(decoders=self._decoders)
         self.catalogue = Catalogue(self.settings, self.metrics, self._loader(network))
         self._following: asyncio.Task[None] | None = None
 
@@ -84,25 +87,46 @@ class Answerer:
         """Serve replaces the replica when this fails."""
         check_models(self.catalogue.models)
 
-    async def decode(self, model: Model, files: Sequence[bytes]) -> list[DecodedSample]:
+    async def decode(
+        self, model: Model, files: Sequence[bytes], pictures: int
+    ) -> list[DecodedSample]:
         """The frames of a study.
+
+        As many files are decoded at a time as there are threads, and nothing is decoded any more
+        once the request is refused: what it may cost is bounded by one file a thread.
+
+        Args:
+            model: whose decoder.
+            files: contents of the files.
+            pictures: of how many frames the whole picture is kept, to be drawn on.
 
         Raises:
             Problem: when a file cannot be read or there are too many frames.
         """
-        pieces = await asyncio.gather(*(self._decode(model, data) for data in files))
-        samples = [sample for piece in pieces for sample in piece]
+        samples: list[DecodedSample] = []
         most = self.settings.limits.max_frames
-        if len(samples) > most:
-            raise unreadable(
-                f"The study has {len(samples)} frames; at most {most} are answered at once."
+        step = self._decoders
+        for start in range(0, len(files), step):
+            pieces = await asyncio.gather(
+                *(self._decode(model, data) for data in files[start : start + step]),
+                return_exceptions=True,
             )
+            for piece in pieces:
+                if isinstance(piece, BaseException):
+                    raise piece
+                samples += piece
+            if len(samples) > most:
+                raise unreadable(f"The study has more than {most} frames.")
+            samples[pictures:] = [sample.without_picture() for sample in samples[pictures:]]
         return samples
 
     async def _decode(self, model: Model, data: bytes) -> list[DecodedSample]:
         loop = asyncio.get_running_loop()
+        most = self.settings.limits.max_frames
         try:
-            return await loop.run_in_executor(self._threads.decode, model.predictor.decode, data)
+            return await loop.run_in_executor(
+                self._threads.decode, model.predictor.decode, data, most
+            )
         except UnreadableImage as error:
             raise unreadable(str(error)) from None
         except MemoryError:
@@ -121,10 +145,8 @@ class Answerer:
             Problem: when the replicas with the network are overloaded.
         """
         started = time.perf_counter()
-        try:
+        with self._overload_told():
             outputs = await model.engine.infer(samples)
-        except BackPressureError:
-            raise overloaded(self.settings.retry_after_s) from None
         seconds = time.perf_counter() - started
         if len(samples) <= _AT_ONCE:
             answer = model.predictor.answer(samples, outputs)
@@ -135,6 +157,26 @@ class Answerer:
             )
         self.metrics.study(model.name, seconds, model.predictor.task.targets, answer)
         return {**answer, "model": model.name}
+
+    async def overlay(self, model: Model, sample: DecodedSample, method: str) -> bytes:
+        """A frame with the heat map of the headline target, as PNG.
+
+        Raises:
+            Problem: when the model has no feature map, or the replicas with the network are
+                overloaded.
+        """
+        with self._overload_told():
+            try:
+                return await model.engine.overlay(sample, method)
+            except NoFeatureMap as error:
+                raise no_heat_map(str(error)) from None
+
+    @contextlib.contextmanager
+    def _overload_told(self) -> Iterator[None]:
+        try:
+            yield
+        except BackPressureError:
+            raise overloaded(self.settings.retry_after_s) from None
 
 
 class ModelReplica:
@@ -174,8 +216,11 @@ class ModelReplica:
 
         The one before stays loaded, for the replicas that still ask for it.
         """
+        model = self._pinned.get(path) or self._followed.get(path)
+        if model is not None:  # the others do not wait for one that is being loaded
+            return model
         async with self._loading:
-            model = self._pinned.get(path) or self._followed.get(path)
+            model = self._followed.get(path)
             if model is None:
                 model = await asyncio.to_thread(self._load, NamedBundle(path=path, name=name))
                 self._followed = dict([*self._followed.items(), (path, model)][-2:])

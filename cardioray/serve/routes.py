@@ -91,11 +91,11 @@ def _add_answers(app: FastAPI, replica: Answerer) -> None:
         _refuse_unknown_parameters(request)
         chosen = replica.catalogue.get(model)
         record.model = chosen.name
-        samples = await _read_study(request, replica, chosen)
+        drawn = replica.settings.limits.max_overlays if overlay else 0
+        samples = await _read_study(request, replica, chosen, drawn)
         answer = await replica.answer(chosen, samples)
         if overlay:
-            most = replica.settings.limits.max_overlays
-            answer["overlays"] = await _overlays(chosen, samples[:most], overlay)
+            answer["overlays"] = await _overlays(replica, chosen, samples[:drawn], overlay)
         return JSONResponse({**answer, "request_id": record.request_id})
 
     app.add_api_route(
@@ -108,13 +108,15 @@ def _add_answers(app: FastAPI, replica: Answerer) -> None:
     )
 
 
-async def _read_study(request: Request, replica: Answerer, model: Model) -> list[DecodedSample]:
+async def _read_study(
+    request: Request, replica: Answerer, model: Model, pictures: int
+) -> list[DecodedSample]:
     """The frames of the request's files; a problem with them says what is accepted."""
     record, limits = record_of(request), replica.settings.limits
     try:
         files = await read_upload(request, limits)
         record.received = sum(len(file) for file in files)
-        samples = await replica.decode(model, files)
+        samples = await replica.decode(model, files, pictures)
     except Problem as problem:
         problem.accepted = (
             f"{ACCEPTED_FILES} A request may hold {size_text(limits.max_bytes)}, "
@@ -126,11 +128,11 @@ async def _read_study(request: Request, replica: Answerer, model: Model) -> list
 
 
 async def _overlays(
-    model: Model, samples: list[DecodedSample], method: str
+    replica: Answerer, model: Model, samples: list[DecodedSample], method: str
 ) -> list[dict[str, Any]]:
     overlays = []
     for index, sample in enumerate(samples):
-        png = base64.b64encode(await model.engine.overlay(sample, method)).decode()
+        png = base64.b64encode(await replica.overlay(model, sample, method)).decode()
         overlays.append({"frame": index, "method": method, "png": f"data:image/png;base64,{png}"})
     return overlays
 
