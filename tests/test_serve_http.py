@@ -254,7 +254,7 @@ BAD_FILES = {
     "dicom without pixels": (lambda: dicom(PixelData=None), "no pixel"),
     "dicom of a report": (lambda: dicom(PixelData=None, Rows=None, Columns=None), ""),
     "dicom cut off": (lambda: dicom()[:-2000], ""),
-    "too many frames": (lambda: pages(11), "at most 10"),
+    "too many frames": (lambda: pages(11), "more than 10"),
 }
 
 

@@ -226,7 +226,9 @@ def _seen(source: BundleSource) -> NDArray[np.uint64]:
     used = source.split.isin(["train", "validation", "calibration"])
     if source.calibration_predictions is not None:
         used |= source.shards.samples["sample_id"].isin(source.calibration_predictions["sample_id"])
-    return np.unique(digest_numbers(source.shards.samples["array_sha256"][used.to_numpy()]))
+    return np.unique(
+        digest_numbers(source.shards.samples["array_sha256"][used.to_numpy()].tolist())
+    )
 
 
 def _features(model: nn.Module, arrays: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.float32]:
