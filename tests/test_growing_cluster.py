@@ -79,7 +79,9 @@ def test_a_pool_of_actors_waits_for_nodes_and_uses_them(only_head: Cluster) -> N
         node = only_head.add_node(num_cpus=2 * THREADS_PER_ACTOR)
         try:
             assert answers.result(120) == [f"{chunk} {THREADS_PER_ACTOR}" for chunk in chunks]
-            assert capacity() == Capacity(cpus=2.0 * THREADS_PER_ACTOR, gpus=0.0, grows=True)
+            found = capacity()
+            assert (found.cpus, found.gpus, found.grows) == (2.0 * THREADS_PER_ACTOR, 0.0, True)
+            assert sorted(found.nodes) == [(0.0, 0.0), (2.0 * THREADS_PER_ACTOR, 0.0)]
             assert pool_size().actors == 2
         finally:
             only_head.remove_node(node)
