@@ -59,12 +59,12 @@ class BinaryTarget:
         """Labels of a manifest: 0.0, 1.0, or NaN where neither column is filled; shape (rows,).
 
         Raises:
-            ValueError: when neither column is present, a label is unknown, or label and value
-                contradict each other; names the first row at fault.
+            ValueError: when neither column is present, a value is no number, a label is unknown,
+                or label and value contradict each other; names the first row at fault.
         """
         labels = np.full(len(table), np.nan, dtype=np.float32)
         if self.value_column is not None and self.value_column in table:
-            values = pd.to_numeric(table[self.value_column], errors="raise").to_numpy(float)
+            values = _numbers(table[self.value_column])
             assert self.cutoff is not None
             known = np.isfinite(values)
             labels[known] = _OPERATORS[self.operator](values[known], self.cutoff)
@@ -133,7 +133,7 @@ class RegressionTarget:
         """
         if self.value_column not in table:
             raise ValueError(f"target {self.name!r} needs a column {self.value_column!r}.")
-        values = pd.to_numeric(table[self.value_column], errors="raise").to_numpy(np.float32)
+        values = _numbers(table[self.value_column]).astype(np.float32)
         outside = np.isfinite(values) & ((values < self.low) | (values > self.high))
         if outside.any():
             row = int(np.flatnonzero(outside)[0])
@@ -142,6 +142,26 @@ class RegressionTarget:
                 f"[{self.low}, {self.high}]."
             )
         return values
+
+
+def _numbers(column: pd.Series) -> NDArray[np.float64]:
+    """A column of a manifest as numbers, NaN where it is empty.
+
+    A value of lower precision stands for the shortest decimal that it is printed as: 0.8 in 32 bit
+    is 0.80000001 in 64, and would be on the wrong side of a cut-off at 0.8.
+    """
+    short = {"float": "float32", "float32": "float32", "float16": "float16", "halffloat": "float16"}
+    kind = short.get(str(column.dtype).lower().removesuffix("[pyarrow]"))
+    if kind is not None:
+        printed = column.to_numpy(kind, na_value=np.nan).astype(str)
+        column = pd.Series(printed, index=column.index, name=column.name)
+    empty = column.isna() | (column.astype(str).str.strip().isin(["", "nan"]))
+    values = pd.to_numeric(column.where(~empty), errors="coerce").to_numpy(float, na_value=np.nan)
+    bad = np.isnan(values) & ~empty.to_numpy(bool)
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise ValueError(f"row {row + 1}: {column.name}={column.iloc[row]!r} is no number.")
+    return values
 
 
 Target = Annotated[BinaryTarget | RegressionTarget, Field(discriminator="kind")]

@@ -35,6 +35,25 @@ def test_every_value_is_coded_as_the_plain_comparison(values: list[float]) -> No
     assert codes.tolist() == [float(value <= 0.80) for value in values]
 
 
+@pytest.mark.parametrize(
+    "kind", ["float16", "float32", "float64", "Float32", "float[pyarrow]", "double[pyarrow]"]
+)
+def test_a_value_at_the_cutoff_is_so_in_any_precision(kind: str) -> None:
+    values = pd.Series([0.8, 0.79, 0.81, np.nan]).astype(kind)
+    codes = FFR.encode(pd.DataFrame({"ffr": values}))
+    np.testing.assert_array_equal(codes, [1, 1, 0, np.nan])
+
+
+@pytest.mark.parametrize("dtype", [object, "string"])
+def test_a_value_that_is_no_number_is_named_with_its_row(dtype: object) -> None:
+    table = pd.DataFrame({"ffr": pd.Series(["0.7", "", None, "0,76"], dtype=dtype)})
+    number = RegressionTarget(name="n", value_column="ffr")
+    for target in (FFR, number):
+        with pytest.raises(ValueError, match=r"row 4: ffr='0,76' is no number"):
+            target.encode(table)
+    np.testing.assert_allclose(number.encode(table[:3]), [0.7, np.nan, np.nan], rtol=1e-6)
+
+
 def test_class_names_are_in_the_order_of_their_codes() -> None:
     assert FFR.classes == ("FFR>0.80", "FFR<=0.80")
 
