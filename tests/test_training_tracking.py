@@ -9,7 +9,14 @@ import pytest
 import tiny_training as tiny
 from mlflow import MlflowClient
 
-from cardioray.training.tracking import EXPERIMENT, TRACKING_URI, TrackedRun, Tracking, end_tracked
+from cardioray.training.tracking import (
+    EXPERIMENT,
+    RUN_ID,
+    TRACKING_URI,
+    TrackedRun,
+    Tracking,
+    end_tracked,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -62,6 +69,16 @@ def test_a_run_that_goes_on_repeats_nothing(tmp_path: Path, tracking: Tracking) 
     logged = client.get_metric_history(run.run_id, "train_loss")
     assert [metric.step for metric in logged] == [1, 2, 3]
     assert only_run(tracking).info.status == "FINISHED"
+
+
+def test_a_server_that_is_away_does_not_hide_why_a_run_ended(
+    tmp_path: Path, tracking: Tracking, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = str(tmp_path / "run")
+    TrackedRun.open(tracking, folder, "run", {})
+    (tmp_path / "run" / RUN_ID).write_text("a run that the store has lost")
+    end_tracked(folder, "FAILED")
+    assert "MLflow was not told" in caplog.text
 
 
 def test_without_a_server_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,14 +112,13 @@ def require_patients(
             shown = " and ".join(
                 f"{n} of {name!r}" for n, name in zip(counts, target.classes, strict=True)
             )
+            advice = "no calibration rows in the split column"
+            if fitted_on == "validation":  # there are neither calibration patients nor folds
+                advice = "split.cross_fit_folds=2"
             raise ValueError(
                 f"threshold and calibration of {target.name!r} need at least 2 {fitted_on} "
-                f"patients of each class; there are {shown}. More patients, a larger share of "
-                f"them, or no {fitted_on} rows in the split column."
-                if fitted_on == "calibration"
-                else f"threshold and calibration of {target.name!r} need at least 2 patients of "
-                f"each class; the validation patients, which would have to do, are {shown}. More "
-                "patients, or split.cross_fit_folds=2."
+                f"patients of each class; there are {shown}. More patients, a larger "
+                f"split.{fitted_on}, or {advice}."
             )
 
 

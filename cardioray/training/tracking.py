@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Any
 import yaml
 
 from cardioray import storage
+
+log = logging.getLogger(__name__)
 
 RUN_ID = "mlflow_run_id.txt"
 TRACKING_URI = "MLFLOW_TRACKING_URI"
@@ -91,14 +94,20 @@ class TrackedRun:
 def end_tracked(folder: str, status: str) -> None:
     """Say of a run that did not come to its end how it ended; called by the driver.
 
+    What ended the run is on its way to the user: that the server cannot be told is a warning, and
+    must not take its place.
+
     Args:
         folder: the run's folder.
         status: "KILLED" or "FAILED".
     """
     tracking = Tracking.from_environment()
     place = storage.join(folder, RUN_ID)
-    if tracking is not None and storage.exists(place):
-        _client(tracking).set_terminated(storage.read_bytes(place).decode(), status)
+    try:
+        if tracking is not None and storage.exists(place):
+            _client(tracking).set_terminated(storage.read_bytes(place).decode(), status)
+    except Exception as error:  # whatever a server and the way to it may raise
+        log.warning("MLflow was not told that %s was %s: %s", folder, status.lower(), error)
 
 
 def _client(tracking: Tracking) -> Any:
