@@ -10,7 +10,10 @@ with flow Q, lesion length L, diameters D0 (reference) and Ds (throat), areas A0
 
 Sources:
     D. F. Young and F. Y. Tsai, "Flow characteristics in models of arterial stenoses. I. Steady
-    flow", J Biomech 6:395-410, 1973, doi:10.1016/0021-9290(73)90099-7 (both terms, La and Kt).
+    flow", J Biomech 6:395-410, 1973, doi:10.1016/0021-9290(73)90099-7 (the form of both terms).
+    B. D. Seeley and D. F. Young, "Effect of geometry on pressure losses across models of arterial
+    stenoses", J Biomech 9:439-448, 1976, doi:10.1016/0021-9290(76)90086-5 (La and Kt, measured on
+    throats of even width with steep shoulders).
     K. L. Gould, "Pressure-flow characteristics of coronary stenoses in unsedated dogs at rest and
     during coronary vasodilation", Circ Res 43:242-253, 1978, doi:10.1161/01.RES.43.2.242 (the same
     linear plus quadratic law in coronary arteries).
@@ -54,34 +57,6 @@ def typical_hyperaemic_flow_ml_s(reference_diameter_mm: ArrayLike) -> Floats:
     """
     diameter = _positive("reference_diameter_mm", reference_diameter_mm)
     return np.asarray(2.0 * (diameter / 3.0) ** (7.0 / 3.0))
-
-
-def pressure_drop_mmhg(
-    flow_ml_s: ArrayLike,
-    *,
-    percent_diameter_stenosis: ArrayLike,
-    lesion_length_mm: ArrayLike,
-    reference_diameter_mm: ArrayLike,
-) -> Floats:
-    """Mean pressure lost over a stenosis at a given flow. All arguments broadcast.
-
-    Args:
-        flow_ml_s: flow through the lesion.
-        percent_diameter_stenosis: 100 * (1 - Ds / D0), in [0, 100).
-        lesion_length_mm: length of the narrowed stretch.
-        reference_diameter_mm: diameter of the vessel without the lesion.
-
-    Returns:
-        Pressure drop in mmHg, of the broadcast shape.
-
-    Raises:
-        ValueError: when a value is out of its range.
-    """
-    flow = np.asarray(flow_ml_s, dtype=np.float64)
-    linear, quadratic = _loss_coefficients(
-        percent_diameter_stenosis, lesion_length_mm, reference_diameter_mm
-    )
-    return np.asarray(linear * flow + quadratic * flow**2)
 
 
 def fractional_flow_reserve(

@@ -46,7 +46,7 @@ CATHETER_RADIUS_MM = 1.0
 """A catheter of 6 French."""
 
 # Changes whenever the same request would give other pixels or another truth.
-_GENERATOR = 2
+_GENERATOR = 3
 
 
 def render_frames(patient: AngiogramPatient, config: AngiogramPhantomConfig) -> NDArray[np.uint8]:

@@ -18,6 +18,8 @@ Floats = NDArray[np.float64]
 
 STEP_MM = 0.25
 """Distance between two points of a centre line."""
+THROAT_SHARE = 0.6
+"""Part of a lesion's length along which it is narrowest."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Lesion:
 
     Attributes:
         percent_diameter_stenosis: 100 * (1 - throat diameter / reference diameter).
-        length_mm: length of the narrowed stretch.
+        length_mm: length of the narrowed stretch, shoulders included.
         reference_diameter_mm: diameter of the LAD there without the lesion.
         position_mm: distance of the throat from the beginning of the LAD.
         eccentricity: 0 for a concentric lesion, 1 for a plaque on one side only.
@@ -81,9 +83,15 @@ class CoronaryTree:
 
 
 def lesion_profile(distance_mm: Floats, length_mm: float) -> Floats:
-    """Relative depth of a raised-cosine narrowing: 1 at the throat, 0 from half the length on."""
-    inside = np.clip(2 * distance_mm / length_mm, -1, 1)
-    return np.asarray(0.5 + 0.5 * np.cos(np.pi * inside))
+    """Relative depth of a narrowing: 1 along its throat, 0 from half the length on.
+
+    A throat of even width between shoulders of raised cosines. With this share of throat and a
+    stenosis of 30 to 80 %, Poiseuille's loss along the lesion is that of a throat of 0.66 to 0.82
+    times its length, where `cardioray.clinical.pressure_drop` has 0.83: a picture shows what its
+    FFR is made of. Steeper shoulders would come closer and look like a pipe.
+    """
+    outside = np.clip(2 * np.abs(distance_mm) / length_mm, THROAT_SHARE, 1) - THROAT_SHARE
+    return np.asarray(0.5 + 0.5 * np.cos(np.pi * outside / (1 - THROAT_SHARE)))
 
 
 def draw_tree(
