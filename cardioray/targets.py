@@ -33,6 +33,8 @@ class BinaryTarget:
         label_column: manifest column with the class itself; wins over `value_column` where filled.
         positive_aliases: other spellings of class 1 in `label_column` (folder names, codes).
         negative_aliases: other spellings of class 0 in `label_column`.
+        low: lowest number that `value_column` may hold; None for no bound.
+        high: highest one; a percentage where a ratio is expected is beyond it.
     """
 
     kind: Literal["binary"] = "binary"
@@ -45,10 +47,14 @@ class BinaryTarget:
     label_column: str = "label"
     positive_aliases: tuple[str, ...] = ()
     negative_aliases: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
 
     def __post_init__(self) -> None:
         if (self.value_column is None) != (self.cutoff is None):
             raise ValueError(f"target {self.name!r}: value_column and cutoff go together.")
+        if self.cutoff is not None and _outside(np.array(self.cutoff), self.low, self.high):
+            raise ValueError(f"target {self.name!r}: cutoff must be between low and high.")
 
     @property
     def classes(self) -> tuple[str, str]:
@@ -59,12 +65,13 @@ class BinaryTarget:
         """Labels of a manifest: 0.0, 1.0, or NaN where neither column is filled; shape (rows,).
 
         Raises:
-            ValueError: when neither column is present, a value is no number, a label is unknown,
-                or label and value contradict each other; names the first row at fault.
+            ValueError: when neither column is present, a value is no number or out of range, a
+                label is unknown, or label and value contradict each other; names the first row at
+                fault.
         """
         labels = np.full(len(table), np.nan, dtype=np.float32)
         if self.value_column is not None and self.value_column in table:
-            values = _numbers(table[self.value_column])
+            values = _numbers(table[self.value_column], self.low, self.high)
             assert self.cutoff is not None
             known = np.isfinite(values)
             labels[known] = _OPERATORS[self.operator](values[known], self.cutoff)
@@ -114,7 +121,7 @@ class RegressionTarget:
         name: key of the head and of the answer ("ffr_value").
         value_column: manifest column with the number.
         unit: unit in plots and answers ("" for a ratio).
-        low: lowest possible value, used to bound answers.
+        low: lowest possible value, used to bound answers; None for no bound.
         high: highest possible value.
     """
 
@@ -122,8 +129,8 @@ class RegressionTarget:
     name: str
     value_column: str
     unit: str = ""
-    low: float = -float("inf")
-    high: float = float("inf")
+    low: float | None = None
+    high: float | None = None
 
     def encode(self, table: pd.DataFrame) -> NDArray[np.float32]:
         """Values of a manifest, NaN where missing; shape (rows,).
@@ -133,19 +140,11 @@ class RegressionTarget:
         """
         if self.value_column not in table:
             raise ValueError(f"target {self.name!r} needs a column {self.value_column!r}.")
-        values = _numbers(table[self.value_column]).astype(np.float32)
-        outside = np.isfinite(values) & ((values < self.low) | (values > self.high))
-        if outside.any():
-            row = int(np.flatnonzero(outside)[0])
-            raise ValueError(
-                f"row {row + 1}: {self.value_column}={values[row]} is outside "
-                f"[{self.low}, {self.high}]."
-            )
-        return values
+        return _numbers(table[self.value_column], self.low, self.high).astype(np.float32)
 
 
-def _numbers(column: pd.Series) -> NDArray[np.float64]:
-    """A column of a manifest as numbers, NaN where it is empty.
+def _numbers(column: pd.Series, low: float | None, high: float | None) -> NDArray[np.float64]:
+    """A column of a manifest as numbers between `low` and `high`, NaN where it is empty.
 
     A value of lower precision stands for the shortest decimal that it is printed as: 0.8 in 32 bit
     is 0.80000001 in 64, and would be on the wrong side of a cut-off at 0.8.
@@ -161,7 +160,19 @@ def _numbers(column: pd.Series) -> NDArray[np.float64]:
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         raise ValueError(f"row {row + 1}: {column.name}={column.iloc[row]!r} is no number.")
+    outside = _outside(values, low, high)
+    if outside.any():
+        row = int(np.flatnonzero(outside)[0])
+        bounds = ", ".join("-" if bound is None else f"{bound:g}" for bound in (low, high))
+        raise ValueError(f"row {row + 1}: {column.name}={values[row]:g} is outside [{bounds}].")
     return values
+
+
+def _outside(
+    values: NDArray[np.float64], low: float | None, high: float | None
+) -> NDArray[np.bool_]:
+    below = values < (-np.inf if low is None else low)
+    return np.asarray(below | (values > (np.inf if high is None else high)))
 
 
 Target = Annotated[BinaryTarget | RegressionTarget, Field(discriminator="kind")]

@@ -274,7 +274,7 @@ SHAPES = [(100, 50), (50, 300, 3), (1, 9), (64, 64), (20, 500)]
 
 @pytest.mark.parametrize(
     ("fit", "channels", "equalise"),
-    product(["squash", "pad", "crop"], [1, 3], ["none", "global", "clahe"]),
+    list(product(["squash", "pad", "crop"], [1, 3], ["none", "global", "clahe"])),
 )
 def test_preprocess_shape_and_determinism(fit: str, channels: int, equalise: str) -> None:
     rng = np.random.default_rng(0)

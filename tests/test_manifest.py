@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pydicom.data import get_testdata_file
 
 from cardioray import storage
 from cardioray.data.manifest import Manifest, read_manifest
+from cardioray.phantoms.angiogram import PRESETS, write_angiograms
 from cardioray.targets import RegressionTarget
 from cardioray.tasks.ffr import FFR_TARGET as FFR
 
@@ -281,6 +283,79 @@ def test_dicom_folder_with_labels_by_study_or_by_name(dicom_folder: Path) -> Non
     path = write(names, dicom_folder / "labels.csv")
     named = read_manifest(path, FFR, patient_from=r"(.*)\.dcm").table
     assert named["source"].tolist() == ["studies/010/010_1.dcm"]
+
+
+@pytest.mark.parametrize("layout", ["folders", "table"])
+def test_patients_are_read_from_dicom_whatever_the_layout(
+    dicom_folder: Path, tmp_path_factory: pytest.TempPathFactory, layout: str
+) -> None:
+    data = tmp_path_factory.mktemp("data")
+    files = sorted((dicom_folder / "studies").rglob("*.dcm"))
+    for file in files:
+        side = "FFRL" if file.name.startswith("010") else "FFRH"
+        (data / side).mkdir(exist_ok=True)
+        shutil.copy(file, data / side / f"{hashlib.sha256(file.name.encode()).hexdigest()}.dcm")
+    if layout == "table":
+        rows = [(f"{p.parent.name}/{p.name}", p.parent.name) for p in data.rglob("*.dcm")]
+        write(pd.DataFrame(rows, columns=["source", "label"]), data / "manifest.csv")
+    manifest = read_manifest(str(data), FFR)
+    assert sorted(manifest.table["patient_id"]) == ["010", "010", "11", "11", "12"]
+    assert manifest.patients_known
+    assert not manifest.warnings
+
+
+def test_dicom_files_of_unnamed_patients_are_grouped_by_study(dicom_folder: Path) -> None:
+    (dicom_folder / "studies" / "010").rename(dicom_folder / "studies" / "FFRL")
+    for file in (dicom_folder / "studies").rglob("*.dcm"):
+        dataset = dcmread(file)
+        if file.name.startswith("11"):
+            dataset.PatientID, dataset.StudyInstanceUID = "", "1.2.11"
+            dataset.save_as(file)
+    (dicom_folder / "studies" / "11").rename(dicom_folder / "studies" / "FFRH")
+    shutil.rmtree(dicom_folder / "studies" / "12")
+    manifest = read_manifest(str(dicom_folder / "studies"), FFR)
+    assert sorted(manifest.table["patient_id"]) == ["010", "010", "1.2.11", "1.2.11"]
+    assert not manifest.patients_known
+    assert "No patient is known for 2 of 4 row(s)" in manifest.warnings[0]
+
+
+def test_a_study_stands_for_a_patient_that_a_table_does_not_name(tmp_path: Path) -> None:
+    table = ROWS.drop(columns="patient_id").assign(study_id=["A", "A", "B"])
+    manifest = read_manifest(write(table, tmp_path / "m.csv"), FFR)
+    assert manifest.table["patient_id"].tolist() == ["A", "A", "B"]
+    assert not manifest.patients_known
+
+
+def test_a_dicom_file_that_is_cut_off_is_named(dicom_folder: Path) -> None:
+    labels = pd.DataFrame({"patient_id": ["010", "11", "12"], "ffr": [0.7, 0.9, 0.8]})
+    write(labels, dicom_folder / "labels.csv")
+    file = dicom_folder / "studies" / "11" / "11_1.dcm"
+    file.write_bytes(file.read_bytes()[:600])
+    manifest = read_manifest(str(dicom_folder), FFR)
+    assert len(manifest) == 4
+    [warning] = manifest.warnings
+    assert "1 file(s) that cannot be read are left out: studies/11/11_1.dcm" in warning
+
+
+def test_phantoms_stay_phantoms_without_their_manifest(tmp_path: Path) -> None:
+    out = tmp_path / "phantoms"
+    config = PRESETS.get("clear")
+    write_angiograms(str(out), 4, seed=0, config=config, folder_per_class=True, num_workers=1)
+    (out / "manifest.csv").unlink()
+    manifest = read_manifest(str(out), FFR, patient_from="^(P[0-9]+-[0-9]+)_")
+    assert manifest.table["phantom"].all()
+    assert not manifest.warnings
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_decimal_commas_of_a_spreadsheet(tmp_path: Path, quote: str) -> None:
+    path = tmp_path / "m.csv"
+    rows = [("1.png", "0,75"), ("2.png", "0,85"), ("3.png", "")]
+    lines = [f"{name};{quote}{value}{quote};3,5 mm, short" for name, value in rows]
+    path.write_text("source;ffr;note\n" + "\n".join(lines))
+    table = read_manifest(str(path), FFR).table
+    assert table["ffr"].tolist() == [0.75, 0.85]
+    assert table["note"][0] == "3,5 mm, short"
 
 
 def test_dicom_labels_that_match_nothing(dicom_folder: Path) -> None:

@@ -35,6 +35,19 @@ def test_every_value_is_coded_as_the_plain_comparison(values: list[float]) -> No
     assert codes.tolist() == [float(value <= 0.80) for value in values]
 
 
+@pytest.mark.parametrize("value", [-1.0, 76.0, 1.2])
+def test_a_value_that_cannot_be_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match=rf"row 2: ffr={value:g} is outside \[0, 1.1\]"):
+        FFR.encode(pd.DataFrame({"ffr": [0.9, value]}))
+
+
+def test_a_cutoff_out_of_range_is_refused() -> None:
+    with pytest.raises(ValueError, match="cutoff must be between low and high"):
+        BinaryTarget(
+            name="t", positive="p", negative="n", value_column="v", cutoff=80.0, low=0.0, high=1.0
+        )
+
+
 @pytest.mark.parametrize(
     "kind", ["float16", "float32", "float64", "Float32", "float[pyarrow]", "double[pyarrow]"]
 )
@@ -121,7 +134,7 @@ class TestRegression:
         np.testing.assert_array_equal(encoded, np.float32([55.5, np.nan, 100]))
 
     def test_out_of_range_names_the_row_and_the_range(self) -> None:
-        with pytest.raises(ValueError, match=r"row 2: EF=120\.0 is outside \[0\.0, 100\.0\]"):
+        with pytest.raises(ValueError, match=r"row 2: EF=120 is outside \[0, 100\]"):
             self.EF.encode(pd.DataFrame({"EF": [50, 120]}))
 
     def test_missing_column_is_named(self) -> None:

@@ -48,7 +48,7 @@ def contrast_frames(images: Sequence[UInt8Image]) -> range:
     if high - low < _LEAST_RISE or high < _LEAST_RATIO * low:
         raise UnreadableImage(
             f"No arrival of contrast medium stands out in the {len(images)} frames: it fills all "
-            "of them or none. Ask for all frames or for a range."
+            "of them or none. Ask for all frames (all) or for a range (such as 10-20)."
         )
     filled = np.concatenate([[0], smooth >= (low + high) / 2, [0]]).astype(int)
     starts = np.flatnonzero(np.diff(filled) == 1)

@@ -19,7 +19,6 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
-from pydicom.errors import InvalidDicomError
 from pydicom.pixels.processing import (
     apply_color_lut,
     apply_modality_lut,
@@ -128,14 +127,22 @@ def read_identity(stream: BinaryIO) -> DicomIdentity | None:
     """Patient ID and Study Instance UID of a picture; None for a file that is no DICOM picture.
 
     Reads as far as the pixel data, not further.
+
+    Raises:
+        UnreadableImage: for a DICOM file that is damaged before its pixels, and may be a picture.
     """
-    tags = ["PatientID", "StudyInstanceUID", "Rows"]
-    try:
+    if stream.read(132)[128:] != b"DICM":
+        return None
+    stream.seek(0)
+    tags = ["SOPClassUID", "PatientID", "StudyInstanceUID", "Rows"]
+    with _damage_explained():
         dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(tags))
-    except (InvalidDicomError, EOFError):
-        return None
     if "Rows" not in dataset:
-        return None
+        # The reader stops without a word where the file ends too early.
+        stated = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
+        if stated and "Image Storage" not in UID(stated).name:
+            return None
+        raise UnreadableImage("The DICOM file is cut off before its pixels.")
     return DicomIdentity(
         patient_id=str(dataset.get("PatientID") or "").strip(),
         study_uid=str(dataset.get("StudyInstanceUID") or ""),

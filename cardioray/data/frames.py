@@ -39,6 +39,7 @@ _SIGNATURES: tuple[tuple[bytes, int, str], ...] = (
     (b"\x1f\x8b", 0, "a gzip file"),
 )
 RASTER_KINDS = ("png", "jpeg", "bmp", "tiff")
+RASTER_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
 class UnreadableImage(ValueError):  # noqa: N818 (says what the file is)

@@ -7,13 +7,17 @@ must hold is checked in `cardioray.data.manifest`, the same for all of them.
 from __future__ import annotations
 
 import io
+import json
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pandas as pd
 
 from cardioray import storage
 from cardioray.data.dicom import DicomIdentity, read_identity
+from cardioray.data.frames import LOST_FILES
 from cardioray.targets import BinaryTarget, Target
 
 TABLE_SUFFIXES = (".csv", ".xlsx", ".parquet")
@@ -28,6 +32,7 @@ SPLIT_NAMES = {
     "dev": "validation",
     "calib": "calibration",
 }
+PHANTOM_REQUEST = "request.json"
 _SHOWN = 5
 
 
@@ -90,7 +95,14 @@ def _read_csv(data: bytes) -> pd.DataFrame:
     separator = max(",;\t", key=header.count)
     names = pd.read_csv(io.StringIO(text), sep=separator, nrows=0).columns
     as_text = {name: str for name in names if _plain(name) in TEXT_COLUMNS}
-    return pd.read_csv(io.StringIO(text), sep=separator, dtype=as_text)
+    decimal = _decimal_mark(text) if separator != "," else "."
+    return pd.read_csv(io.StringIO(text), sep=separator, decimal=decimal, dtype=as_text)
+
+
+def _decimal_mark(text: str) -> str:
+    """The comma where a table that is not separated by commas has numbers with one, else a dot."""
+    cells = re.findall(r"(?<=[;\t\n\"])-?\d*([.,])\d+(?=[;\t\r\n\"]|$)", text)
+    return "," if cells and set(cells) == {","} else "."
 
 
 def _plain(name: object) -> str:
@@ -132,8 +144,26 @@ def read_class_folders(root: str, target: Target) -> tuple[pd.DataFrame, list[st
             f"{', '.join(sorted(classes))}."
         )
     table = pd.DataFrame(rows, columns=["source", target.label_column, "split"])
+    if PHANTOM_REQUEST in loose and read_phantom_request(root) is not None:
+        loose.remove(PHANTOM_REQUEST)
+        table["phantom"] = True  # as its manifest would say
     ignored = f"{len(loose)} file(s) outside the class folders are ignored: {shown(loose)}."
     return table, [ignored] if loose else []
+
+
+def read_phantom_request(folder: str) -> dict[str, Any] | None:
+    """What a phantom data set was written for: its `request` and whether it is `complete`.
+
+    None where the folder's `PHANTOM_REQUEST` is somebody else's.
+    """
+    try:
+        content = json.loads(storage.read_bytes(storage.join(folder, PHANTOM_REQUEST)))
+    except ValueError:
+        return None
+    match content:
+        case {"request": {"phantom": str()}, "complete": bool()}:
+            return dict(content)
+    return None
 
 
 def join_dicom_labels(
@@ -162,7 +192,7 @@ def join_dicom_labels(
     twice = labels[key][labels[key].duplicated()]
     if len(twice):
         raise ValueError(f"The table has {key} {twice.iloc[0]!r} twice.")
-    files = _dicom_files(folder)
+    files, unread = _dicom_files(folder)
     if find_patients is not None:
         files["patient_id"] = find_patients(files["source"].tolist())
     carried = [name for name in ("patient_id", "study_id") if name == key or name not in labels]
@@ -173,7 +203,13 @@ def join_dicom_labels(
         raise ValueError(
             f"None of the {len(files)} DICOM pictures in {folder} has a {key} of the table."
         )
+    if key == "study_id" and (table["patient_id"] == "").any() and "patient_id" not in labels:
+        del table["patient_id"]  # not known for all: completed as for any other files
     warnings = []
+    if unread:
+        warnings.append(
+            f"{len(unread)} file(s) that cannot be read are left out: {shown(sorted(unread))}."
+        )
     if orphans:
         warnings.append(
             f"{len(orphans)} DICOM picture(s) without a row in the table: {shown(orphans)}."
@@ -184,18 +220,31 @@ def join_dicom_labels(
     return table, warnings
 
 
-def _dicom_files(folder: str) -> pd.DataFrame:
+def _dicom_files(folder: str) -> tuple[pd.DataFrame, list[str]]:
+    """The DICOM pictures of a folder with patient and study, and what cannot be read."""
     sources = [s for s in relative_files(folder) if not s.lower().endswith(TABLE_SUFFIXES)]
+    identities, unread = read_identities([storage.join(folder, source) for source in sources])
+    found = [(s, i) for s, i in zip(sources, identities, strict=True) if i is not None]
+    rows = [(source, identity.patient_id, identity.study_uid) for source, identity in found]
+    table = pd.DataFrame(rows, columns=["source", "patient_id", "study_id"])
+    return table, [path[len(folder) :].lstrip("/") for path in unread]
 
-    def identify(source: str) -> DicomIdentity | None:
-        system, path = storage.filesystem(storage.join(folder, source))
-        with system.open_input_file(path) as stream:
-            return read_identity(stream)
+
+def read_identities(paths: list[str]) -> tuple[list[DicomIdentity | None], list[str]]:
+    """Whose picture each file is, None where no DICOM tag tells, and which cannot be read."""
+
+    def identify(path: str) -> tuple[DicomIdentity | None, bool]:
+        system, inner = storage.filesystem(path)
+        try:
+            with system.open_input_file(inner) as stream:
+                return read_identity(stream), True
+        except LOST_FILES:
+            return None, False
 
     with ThreadPoolExecutor(max_workers=16) as pool:
-        found = zip(sources, pool.map(identify, sources), strict=True)
-        rows = [(s, i.patient_id, i.study_uid) for s, i in found if i is not None]
-    return pd.DataFrame(rows, columns=["source", "patient_id", "study_id"])
+        found = list(pool.map(identify, paths))
+    unread = [path for path, (_, readable) in zip(paths, found, strict=True) if not readable]
+    return [identity for identity, _ in found], unread
 
 
 def relative_files(root: str) -> list[str]:

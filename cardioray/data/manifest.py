@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cardioray import storage
-from cardioray.data.frames import FrameSelection
+from cardioray.data.frames import RASTER_SUFFIXES, FrameSelection
 from cardioray.data.layouts import (
     SPLIT_NAMES,
     TABLE_SUFFIXES,
@@ -28,6 +28,7 @@ from cardioray.data.layouts import (
     find_table,
     join_dicom_labels,
     read_class_folders,
+    read_identities,
     read_table,
     shown,
 )
@@ -45,7 +46,7 @@ class Manifest:
             is "" where the row leaves the choice to the settings. A row that selects several
             frames stands for several samples, which decoding yields.
         base: folder or prefix that relative sources start from.
-        patients_known: False when every file had to be taken for a patient of its own.
+        patients_known: False when studies or files had to be taken for patients.
         warnings: what the reader noticed, as sentences for the user.
     """
 
@@ -170,12 +171,13 @@ def _finish(
     labelled = np.isfinite(target.encode(table))
     if not labelled.any():
         raise ValueError(f"No row of the manifest has a label or value for {target.name!r}.")
-    patients_known = _fill_patients(table, patient_from)
-    if not patients_known:
+    nameless = _fill_patients(table, base, patient_from)
+    if nameless:
         warnings.append(
-            "No patient is known, so every file counts as a patient of its own and leakage "
-            "between splits cannot be excluded. Give patient ids, or a pattern that finds them in "
-            "file names."
+            f"No patient is known for {nameless} of {len(table)} row(s), so each of their studies, "
+            "or files where no study is known, counts as a patient of its own, and leakage between "
+            "splits cannot be excluded. Give patient ids, or a pattern that finds them in file "
+            "names."
         )
     if not labelled.all():
         warnings.append(f"{int((~labelled).sum())} row(s) without label and value are left out.")
@@ -183,7 +185,7 @@ def _finish(
     _fill_sample_ids(table)
     first = [column for column in TEXT_COLUMNS if column in table]
     table = table[[*first, *(column for column in table if column not in first)]]
-    return Manifest(table=table, base=base, patients_known=patients_known, warnings=tuple(warnings))
+    return Manifest(table=table, base=base, patients_known=not nameless, warnings=tuple(warnings))
 
 
 def _refuse_rows(wrong: Iterable[bool], what: str) -> None:
@@ -218,18 +220,34 @@ def _normalise_splits(table: pd.DataFrame) -> None:
     table["split"] = [SPLIT_NAMES[name.lower()] for name in table["split"]]
 
 
-def _fill_patients(table: pd.DataFrame, patient_from: str | None) -> bool:
-    """Complete patient_id; False when each file had to be taken for a patient of its own."""
+def _fill_patients(table: pd.DataFrame, base: str, patient_from: str | None) -> int:
+    """Complete patient_id; returns the number of rows whose patient nothing names."""
     if "patient_id" in table and (table["patient_id"] != "").any():
         if patient_from is not None:
             raise ValueError("The manifest has patient ids; leave out the patient pattern.")
         _refuse_rows(table["patient_id"] == "", "no patient_id, while other rows have one")
-        return True
+        return 0
     if patient_from is not None:
         table["patient_id"] = _match_patients(table["source"].tolist(), patient_from)
-        return True
-    table["patient_id"] = table["source"]
-    return False
+        return 0
+    patients, studies = _tagged_patients(table["source"].tolist(), base)
+    if "study_id" in table:
+        studies = [study or tag for study, tag in zip(table["study_id"], studies, strict=True)]
+    table["patient_id"] = [
+        patient or study or source
+        for patient, study, source in zip(patients, studies, table["source"], strict=True)
+    ]
+    return patients.count("")
+
+
+def _tagged_patients(sources: list[str], base: str) -> tuple[list[str], list[str]]:
+    """Patient and study of each source by its DICOM tags, "" where it has none."""
+    looked_at = sorted({s for s in sources if not s.lower().endswith(RASTER_SUFFIXES)})
+    # What is missing or damaged is for the check and for quarantine to tell.
+    identities, _ = read_identities([resolve(base, source) for source in looked_at])
+    named = {s: i for s, i in zip(looked_at, identities, strict=True) if i is not None}
+    patients = [named[s].patient_id if s in named else "" for s in sources]
+    return patients, [named[s].study_uid if s in named else "" for s in sources]
 
 
 def _match_patients(sources: list[str], pattern: str) -> list[str]:

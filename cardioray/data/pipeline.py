@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 
 PARTS = "data"
 
+# Another call would find the same, or another fingerprint of the file.
+_SETTLED = (UnreadableImage, FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
 
 class DecodedTask(Protocol):
     """The part of a task that `prepare` needs."""
@@ -87,7 +90,7 @@ def prepare(
     With the same sources and settings a second call does nothing. Files are written whole or not
     at all and named by a hash of what went into them, so a killed call goes on where it was;
     shards.json is written last, so nothing half-written is ever trusted. A source that could not be
-    fetched (as one that is damaged would be) is in quarantine; a call that goes on tries it again.
+    fetched goes into quarantine as one that is damaged does, but the next call tries it again.
 
     A folder is written by one call at a time, but what an earlier call with other settings wrote
     stays valid until the new shards.json takes its place. As a training may still read it then, its
@@ -120,7 +123,7 @@ def prepare(
     }
     request_hash = config.digest(request)
     replaced = read_index(out)
-    if replaced is not None and replaced.request_hash == request_hash:
+    if replaced and replaced.request_hash == request_hash and not replaced.num_unfetched:
         _refuse_too_many(replaced.num_bad, len(manifest), settings.max_bad, out)
         log.info("%s is up to date: %d samples.", out, replaced.num_samples)
         return ShardSet.open(out)
@@ -153,7 +156,7 @@ class _PartPlan:
 class _PartResult:
     """What became of them: its files and the first row of each, and lists with a place a sample.
 
-    `position` is the row of the manifest. `fetched` is False where a source could not be fetched.
+    `position` is the row of the manifest; `num_unfetched` counts what may be fetched another time.
     """
 
     number: int
@@ -167,7 +170,7 @@ class _PartResult:
     shapes: dict[str, list[list[int]]] = field(default_factory=dict)
     array_bytes: int = 0
     bad: list[tuple[str, str]] = field(default_factory=list)
-    fetched: bool = True
+    num_unfetched: int = 0
 
 
 def _plan_parts(manifest: Manifest, request_hash: str, settings: PrepareConfig) -> list[_PartPlan]:
@@ -223,7 +226,7 @@ class _WritePart:
         record = storage.join(self.out, f"{plan.name}.json")
         if storage.exists(record):
             text = storage.read_bytes(record).decode()
-            if json.loads(text)["fetched"]:
+            if not json.loads(text)["num_unfetched"]:
                 return {"result": text}
         text = json.dumps(vars(self._write(plan)))
         storage.write_bytes(record, text.encode())
@@ -238,7 +241,7 @@ class _WritePart:
                 samples = self.decoder.decode(storage.read_bytes(path), frames)
             except READ_ERRORS as error:
                 result.bad.append((path, str(error)))
-                result.fetched &= isinstance(error, UnreadableImage)
+                result.num_unfetched += not isinstance(error, _SETTLED)
                 continue
             for sample in samples:
                 # What is drawn on has the size of the source, and is not stored.
@@ -348,6 +351,7 @@ def _index(
         parts=[file for result in results for file in result.files],
         num_samples=len(samples),
         num_bad=sum(len(result.bad) for result in results),
+        num_unfetched=sum(result.num_unfetched for result in results),
         array_bytes=sum(result.array_bytes for result in results),
         patients_known=manifest.patients_known,
         warnings=list(manifest.warnings),

@@ -51,8 +51,9 @@ class ShardIndex:
         first_rows: first row of each file; empty where each is a part of its own.
         num_samples: rows in all.
         num_bad: sources in quarantine.
+        num_unfetched: those among them that could not be fetched; another run tries them again.
         array_bytes: size of all arrays in memory.
-        patients_known: False when every file counts as its own patient.
+        patients_known: False when studies or files had to be taken for patients.
         warnings: what the manifest reader wants every later step to know.
     """
 
@@ -70,6 +71,7 @@ class ShardIndex:
     warnings: list[str]
     samples: str = SAMPLES
     first_rows: list[int] = field(default_factory=list)
+    num_unfetched: int = 0
 
 
 @dataclass(frozen=True)

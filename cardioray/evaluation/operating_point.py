@@ -185,8 +185,8 @@ def fit_operating_point(
         return RegressionOperatingPoint(
             target=target.name,
             conformal=ConformalInterval.fit(labels, scores, alpha),
-            low=target.low if np.isfinite(target.low) else None,
-            high=target.high if np.isfinite(target.high) else None,
+            low=target.low,
+            high=target.high,
             patients=patients,
             studies=len(studies),
         )

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from cardioray import storage
+from cardioray.data.layouts import PHANTOM_REQUEST, read_phantom_request
 from cardioray.machine import usable_cores
 
 ResultT = TypeVar("ResultT")
 Request = dict[str, Any]
 
-_REQUEST = "request.json"
 _MANIFEST = "manifest.csv"
 
 
@@ -102,16 +102,10 @@ def run_parallel(
 
 def _read_request(out: str, files: list[str]) -> tuple[Request, bool]:
     """The request a folder was written for, and whether it was finished."""
-    path = storage.join(out, _REQUEST)
-    content: Any = None
-    if path in files:
-        try:
-            content = json.loads(storage.read_bytes(path))
-        except ValueError:
-            content = None  # somebody else's request.json
-    match content:
-        case {"request": dict() as request, "complete": bool() as complete}:
-            return request, complete
+    if storage.join(out, PHANTOM_REQUEST) in files:
+        content = read_phantom_request(out)
+        if content is not None:
+            return content["request"], content["complete"]
     raise ValueError(f"{out} is not empty and holds no phantom data set; choose an empty folder.")
 
 
@@ -121,4 +115,4 @@ def _read_manifest(out: str) -> pd.DataFrame:
 
 def _write_request(out: str, request: Request, *, complete: bool) -> None:
     text = json.dumps({"request": request, "complete": complete}, indent=2) + "\n"
-    storage.write_bytes(storage.join(out, _REQUEST), text.encode())
+    storage.write_bytes(storage.join(out, PHANTOM_REQUEST), text.encode())

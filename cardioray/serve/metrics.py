@@ -7,7 +7,6 @@ would show an arbitrary part. Ray prefixes the names with `ray_`.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from ray.serve import metrics as serve_metrics
@@ -110,5 +109,6 @@ class ServeMetrics:
 
 def _place(target: RegressionTarget, value: float) -> float:
     """Where a number stands between its target's bounds; 0.5 where there are none."""
-    width = target.high - target.low
-    return (value - target.low) / width if math.isfinite(width) else 0.5
+    if target.low is None or target.high is None:
+        return 0.5
+    return (value - target.low) / (target.high - target.low)

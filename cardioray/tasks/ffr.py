@@ -23,10 +23,12 @@ FFR_TARGET = BinaryTarget(
     operator="<=",
     positive_aliases=("FFRL",),
     negative_aliases=("FFRH",),
+    low=0.0,
+    high=1.1,  # a pressure wire that drifts reads a little above 1
 )
 
 # Second head on request: `--set value_target="{...}"`, or this constant from Python.
-FFR_VALUE = RegressionTarget(name="ffr_value", value_column="ffr", low=0.0, high=1.0)
+FFR_VALUE = RegressionTarget(name="ffr_value", value_column="ffr", low=0.0, high=1.1)
 
 
 @config

@@ -208,5 +208,7 @@ class ImageTask(Task):
         if value is not None:
             mean, deviation = statistics.means[value.name], statistics.deviations[value.name]
             number = outputs[value.name] * deviation + mean
-            scored[value.name] = number.clamp(value.low, value.high)
+            if value.low is not None or value.high is not None:
+                number = number.clamp(value.low, value.high)
+            scored[value.name] = number
         return scored
