@@ -25,9 +25,9 @@ from cardioray.tuning.trial import TrialContext, search_overrides
 from cardioray.tuning.trials import (
     TrialResult,
     _best_of_each,
-    _in_order,
     _space,
     asha_scheduler,
+    cheapest_first,
     choose_survivors,
 )
 
@@ -133,14 +133,13 @@ def test_the_best_of_those_that_finished_the_first_fold_go_on() -> None:
     assert [trial.backbone for trial in chosen] == ["c", "b"]
 
 
-def test_the_smallest_set_the_standard_and_none_of_the_largest_comes_last() -> None:
-    names = ["vgg19", "densenet121", "inceptionresnetv2", "mobilenetv3large", "resnet50v2"]
-    assert _in_order(names, 2) == [
-        *("mobilenetv3large", "densenet121"),
-        *("inceptionresnetv2", "resnet50v2", "vgg19"),
-    ]
-    assert _in_order(names, 10)[0] == "mobilenetv3large"
-    assert sorted(_in_order(names, 10)) == sorted(names)
+def test_the_cheapest_set_the_standard(ray_local: None, tmp_path: Path) -> None:
+    run = run_of("preprocess.image_size=80")
+    shards = tiny.tiny_shards(tmp_path, run)
+    context = TrialContext(run.to_dict(), shards.path, [], str(tmp_path), None)
+    names = ["vgg19", "densenet121", "densenet201", "mobilenetv3large"]
+    ordered = ["mobilenetv3large", "densenet121", "densenet201", "vgg19"]
+    assert cheapest_first(context, names) == ordered
 
 
 def test_without_stopping_all_go_on() -> None:

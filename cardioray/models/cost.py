@@ -29,6 +29,20 @@ class ModelCost:
 
 
 @torch.inference_mode()
+def count_gflops(model: nn.Module, example: tuple[Tensor, ...]) -> float:
+    """1e9 floating-point operations of one forward pass, a multiply-add counted as two.
+
+    Args:
+        model: any weights, in eval mode; on the meta device nothing is computed.
+        example: its inputs with batch size 1, on the same device.
+    """
+    with FlopCounterMode(display=False) as counter:
+        model(*example)
+    operations: int = counter.get_total_flops()
+    return operations / 1e9
+
+
+@torch.inference_mode()
 def measure_cost(model: nn.Module, example: tuple[Tensor, ...], *, bf16: bool) -> ModelCost:
     """Measure a network on one sample.
 
@@ -38,8 +52,7 @@ def measure_cost(model: nn.Module, example: tuple[Tensor, ...], *, bf16: bool) -
         bf16: time it under bf16 autocast, as it would run.
     """
     model = model.eval().to(memory_format=torch.channels_last)
-    with FlopCounterMode(display=False) as counter:
-        model(*example)
+    gflops = count_gflops(model, example)
     times = []
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         for _ in range(REPEATS + 1):
@@ -48,6 +61,6 @@ def measure_cost(model: nn.Module, example: tuple[Tensor, ...], *, bf16: bool) -
             times.append(time.perf_counter() - started)
     return ModelCost(
         parameters_millions=sum(p.numel() for p in model.parameters()) / 1e6,
-        gflops=counter.get_total_flops() / 1e9,
+        gflops=gflops,
         latency_ms=1000 * statistics.median(times[1:]),
     )

@@ -53,6 +53,7 @@ from cardioray.tuning.trials import (
     TrialFailure,
     TrialResult,
     choose_survivors,
+    example_inputs,
     first_fold,
     other_folds,
 )
@@ -287,12 +288,10 @@ class _Comparing:
 
     def _cost(self, trial: TrialResult) -> ModelCost:
         run = self.context.trial(trial.backbone, trial.overrides)
-        shapes = self.shards.index.columns
-        example = tuple(
-            torch.zeros((1, *(shapes[name] or ())), dtype=torch.uint8) for name in run.task.columns
-        )
         bf16 = use_bf16(run.train.precision, torch.device("cpu"))
-        return measure_cost(run.task.build_model(), example, bf16=bf16)
+        return measure_cost(
+            run.task.build_model(), example_inputs(run, self.shards.index), bf16=bf16
+        )
 
     def _leaderboard(self, entries: Sequence[LeaderboardEntry]) -> Leaderboard:
         operating = self.run.task.operating

@@ -13,6 +13,7 @@ from typing import Any
 
 import optuna
 import pandas as pd
+import torch
 from ray import tune
 from ray.train import Result
 from ray.tune import FailureConfig, ResultGrid, TuneConfig, Tuner
@@ -20,14 +21,16 @@ from ray.tune import RunConfig as TuneRunConfig
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
+from torch import Tensor
 
 from cardioray import config, storage
-from cardioray.models.backbones import backbone_info
+from cardioray.data.shards import ShardIndex, ShardSet
+from cardioray.models.cost import count_gflops
 from cardioray.scratch import remove_abandoned
 from cardioray.tasks.base import STANDING
 from cardioray.training.outcome import TIMING, read_outcome
 from cardioray.training.progress import DONE, FAILED, STARTING, STOPPED, WAITING
-from cardioray.training.settings import StageConfig
+from cardioray.training.settings import RunConfig, StageConfig
 from cardioray.training.state import RECORD, Progress, parse_progress
 from cardioray.tuning.settings import AshaConfig, CompareConfig, SearchConfig
 from cardioray.tuning.trial import (
@@ -138,7 +141,7 @@ def first_fold(
     if settings.asha.enabled:
         scheduler = asha_scheduler(settings.asha, [stage.epochs for stage in stages])
     search = settings.search
-    backbones = _in_order(settings.backbones, concurrent)
+    backbones = cheapest_first(context, settings.backbones)
     space: dict[str, Any] = {"backbone": tune.grid_search(backbones), "fold": 0}
     algorithm, samples = None, 1
     if search.num_samples:
@@ -175,14 +178,26 @@ def first_fold(
     return Round(_best_of_each(found.results), found.failures)
 
 
-def _in_order(backbones: Sequence[str], concurrent: int) -> list[str]:
-    """The smallest set the standard, then from the largest down.
+def cheapest_first(context: TrialContext, backbones: Sequence[str]) -> list[str]:
+    """Backbones by the arithmetic of one sample.
 
-    Stopping compares with those that came before, and the very first ones always go on. The
-    largest of the others come first, so that none of them is left to run alone in the end.
+    Stopping compares with those that came before, so that the first ones always go on and the last
+    ones have the most to compare with: the cheap set the standard, the costly have to beat it.
     """
-    ordered = sorted(backbones, key=lambda name: backbone_info(name).parameters_millions)
-    return ordered[:concurrent] + ordered[concurrent:][::-1]
+    index = ShardSet.open(context.shards_path).index
+
+    def gflops(name: str) -> float:
+        run = context.trial(name, ())
+        with torch.device("meta"):
+            return count_gflops(run.task.build_model().eval(), example_inputs(run, index))
+
+    return sorted(backbones, key=gflops)
+
+
+def example_inputs(run: RunConfig, index: ShardIndex) -> tuple[Tensor, ...]:
+    """One black sample of a task's shapes, on the device in force."""
+    shapes = (index.columns[name] or () for name in run.task.columns)
+    return tuple(torch.zeros((1, *shape), dtype=torch.uint8) for shape in shapes)
 
 
 def other_folds(
