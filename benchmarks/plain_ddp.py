@@ -107,8 +107,8 @@ def main(settings_file: str) -> None:
         pin_memory=cuda,
     )
     model = task.build_model().to(device).to(memory_format=torch.channels_last)
-    network = DistributedDataParallel(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
+    network = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2, fused=True)
     [target] = task.targets
     statistics = LabelStatistics(**settings.statistics)
     epochs = []

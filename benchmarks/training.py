@@ -39,9 +39,8 @@ is run twice over: as notebooks have it, decoding PNG files of the size angiogra
 processes, and with all decoded pictures already in memory, which is the least it can do. Ray runs
 while it trains and at no other time: its own processes take a sixth of a core, which two cores
 feel and a larger machine does not. The systems take turns; the first epoch of each is left out;
-speeds are medians over epochs. Ours trains with fused AdamW, gradients in their buckets and no
-broadcast of buffers before each step; the script has PyTorch's defaults, so that a part of the
-ratio is these settings and not Ray."""
+speeds are medians over epochs. All train with fused AdamW, gradients in their buckets and no
+broadcast of buffers before each step."""
 OURS, IN_MEMORY = "Ray Train", "DDP, pictures in memory"
 FROM_FILES = "DDP + DataLoader, decoding files"
 
