@@ -15,7 +15,7 @@ from benchmarks.autoscaling import Kill, Watch
 from benchmarks.load import Exchange, LoadSettings, ask_for_a_while, level
 from benchmarks.peers.common import BUNDLE_VARIABLE, read_picture
 from benchmarks.serving import DEFAULT, EAGER, FAST, IN_PROCESS, ratios
-from cardioray.data.image import ImagePreprocess, decode_raster
+from cardioray.data.image import ImagePreprocess, read_frames
 
 
 def test_a_level_counts_the_answers_of_its_stretch_only() -> None:
@@ -123,5 +123,6 @@ def test_peers_show_the_network_the_same_pixels(
     columns = {"image": [224, 224, 1]}
     (tmp_path / "preprocess.json").write_text(json.dumps({"columns": columns}))
     data = encoded(picture(size=size))
-    expected = ImagePreprocess(image_size=224).apply(decode_raster(data))
+    [decoded] = read_frames(data)
+    expected = ImagePreprocess(image_size=224).apply(decoded)
     np.testing.assert_array_equal(read_picture(data), expected)

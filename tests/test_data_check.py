@@ -93,14 +93,6 @@ def test_unreadable_and_missing_files_are_errors_with_reasons(folder: Path) -> N
     assert "P05_0.png" in text_of(report, width=200)
 
 
-def test_without_pixels_only_missing_files_are_found(folder: Path) -> None:
-    (folder / "P03_0.png").unlink()
-    (folder / "P04_0.png").write_bytes(b"")
-    report = check_manifest(read_manifest(str(folder), FFR), FFR, read_pixels=False)
-    assert [Path(source).name for source, _ in report.unreadable] == ["P03_0.png"]
-    assert report.sizes == {}
-
-
 def split_of(report_manifest: Manifest, name: str) -> list[int]:
     return report_manifest.table.index[report_manifest.table["split"] == name].tolist()
 

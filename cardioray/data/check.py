@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from cardioray.data.image import describe_pixels, read_frames
 from cardioray.data.layouts import SPLITS, shown
 from cardioray.data.manifest import Manifest, check_studies
 from cardioray.data.splits import SplitConfig, assign_splits
+from cardioray.machine import usable_cores
 from cardioray.targets import BinaryTarget, Target
 
 _PRINTED_ROWS = 10
@@ -44,7 +44,7 @@ class DataReport:
     Attributes:
         rows: rows of the manifest with a label.
         patients: patients among them.
-        frames: pictures that were decoded, 0 where pixels were not read.
+        frames: pictures that were decoded.
         counts: rows and patients by split and class; a patient with rows of two classes counts
             in both.
         calibration: "held-out", "cross-fitted", or "" where the splits are wrong.
@@ -85,7 +85,6 @@ def check_manifest(
     *targets: Target,
     splits: SplitConfig = SplitConfig(),  # noqa: B008 (frozen)
     frames: FrameSelection = ALL_FRAMES,
-    read_pixels: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DataReport:
     """Count a data set, read every file, and look for what would spoil a result.
@@ -99,7 +98,6 @@ def check_manifest(
         targets: the labels; the first one is the headline, by which patients are divided.
         splits: how patients without a split column would be divided.
         frames: frame selection of rows that have none.
-        read_pixels: decode every file; otherwise only look whether it is there.
         on_progress: called with the rows done and their total.
     """
     table = manifest.table.reset_index(drop=True)
@@ -119,7 +117,7 @@ def check_manifest(
     counts = [c for target in known for c in _count(table, split, labels[target.name], target)]
     if calibration == "cross-fitted":
         warnings.append("Patients are too few for a calibration split: it is cross-fitted.")
-    findings = _read_all(manifest, frames, read_pixels, on_progress)
+    findings = _read_all(manifest, frames, on_progress)
     unreadable = tuple(
         (source, found.reason)
         for source, found in zip(table["source"], findings, strict=True)
@@ -212,20 +210,11 @@ def _shared_sources(table: pd.DataFrame) -> list[str]:
 def _read_all(
     manifest: Manifest,
     frames: FrameSelection,
-    read_pixels: bool,
     on_progress: Callable[[int, int], None] | None,
 ) -> list[_Findings]:
-    if not read_pixels:
-        states = storage.fingerprints(manifest.paths)
-        reasons = {
-            "missing": "does not exist",
-            "denied": "access denied",
-            "unreadable": "unreadable",
-        }
-        return [_Findings(reason=reasons.get(state, "")) for state in states]
     wanted = [FrameSelection.parse(text) if text else frames for text in manifest.table["frame"]]
     findings = []
-    with ThreadPoolExecutor(max_workers=2 * (os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=2 * usable_cores()) as pool:
         for found in pool.map(_read_one, manifest.paths, wanted):
             findings.append(found)
             if on_progress is not None:

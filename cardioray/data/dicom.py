@@ -6,11 +6,9 @@ exception is `read_identity`, which groups the files of a folder by patient.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import itertools
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -34,6 +32,7 @@ from cardioray.data.frames import (
     UInt8Image,
     UnreadableImage,
     check_size,
+    damage_explained,
     drop_equal_channels,
     plan_frames,
     to_uint8,
@@ -60,6 +59,7 @@ _LARGE_TAGS = {
     *("PixelData", "FloatPixelData", "DoubleFloatPixelData", "ExtendedOffsetTable"),
     *("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"),
 }
+_DAMAGED = "The DICOM file cannot be decoded"
 # Detectors that state up to 12 bits use them; 16 "stored" bits are often 12 or 14 in truth.
 _TRUSTED_BITS = 12
 # Ten times `max_pixels` in all, of 16 bits each, and the tags.
@@ -99,7 +99,7 @@ def read_dicom_info(data: bytes) -> DicomInfo:
     Raises:
         UnreadableImage: when it is no DICOM file, is damaged, or holds no picture.
     """
-    with _damage_explained():
+    with damage_explained(_DAMAGED):
         dataset = _read(data, _INFO_TAGS)
         return DicomInfo(
             modality=str(dataset.get("Modality") or ""),
@@ -135,7 +135,7 @@ def read_identity(stream: BinaryIO) -> DicomIdentity | None:
         return None
     stream.seek(0)
     tags = ["SOPClassUID", "PatientID", "StudyInstanceUID", "Rows"]
-    with _damage_explained():
+    with damage_explained(_DAMAGED):
         dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(tags))
     if "Rows" not in dataset:
         # The reader stops without a word where the file ends too early.
@@ -171,36 +171,19 @@ def decode_dicom(
     Raises:
         UnreadableImage: when the file cannot be read; sizes are checked before decoding.
     """
-    with _damage_explained():
+    with damage_explained(_DAMAGED):
         dataset = _read(data, [*_INFO_TAGS, *_PIXEL_TAGS], max_pixels)
         count = _frame_count(dataset)
         rows, columns = int(dataset.Rows), int(dataset.Columns)
         check_size(rows, columns, max_pixels)
     chosen = plan_frames(frames, count, rows * columns, max_frames, max_pixels)
-    with _damage_explained():
+    with damage_explained(_DAMAGED):
         _check_pixel_data(dataset, chosen, count, max_pixels)
         decoded = iter_pixels(dataset, indices=list(chosen))
         return [
             _to_picture(pixels, _frame_attributes(dataset, index))
             for index, pixels in zip(chosen, decoded, strict=True)
         ]
-
-
-@contextlib.contextmanager
-def _damage_explained() -> Iterator[None]:
-    """Turn whatever a decoder raises on damaged bytes into UnreadableImage with its reason.
-
-    Stands around what reads the bytes and around nothing else: an error of ours is no damage.
-    """
-    try:
-        yield
-    except UnreadableImage:
-        raise
-    except MemoryError:
-        raise  # the machine's trouble, not the file's
-    except Exception as error:  # decoder plugins raise nearly every type on hostile bytes
-        reason = " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
-        raise UnreadableImage(f"The DICOM file cannot be decoded ({reason}).") from error
 
 
 def _read(data: bytes, tags: list[str], max_pixels: int = MAX_PIXELS) -> pydicom.FileDataset:

@@ -5,7 +5,9 @@ Shared by the raster and the DICOM decoder, so that both follow the same rules.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -76,6 +78,26 @@ def sniff(data: bytes) -> str:
     printable = sum(32 <= byte < 127 or byte in b"\t\n\r" for byte in head)
     what = "text" if printable > 0.95 * len(head) else "of an unknown kind"
     raise UnreadableImage(f"The file is {what}, whatever its name says. {ACCEPTED}")
+
+
+@contextlib.contextmanager
+def damage_explained(what: str) -> Iterator[None]:
+    """Turn whatever a decoder raises on damaged bytes into UnreadableImage with its reason.
+
+    Stands around what reads the bytes and around nothing else: an error of ours is no damage.
+
+    Args:
+        what: beginning of the sentence ("The DICOM file cannot be decoded").
+    """
+    try:
+        yield
+    except UnreadableImage:
+        raise
+    except MemoryError:
+        raise  # the machine's trouble, not the file's
+    except Exception as error:  # decoders and their plugins raise nearly every type
+        reason = " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
+        raise UnreadableImage(f"{what} ({reason}).") from error
 
 
 def check_size(height: int, width: int, max_pixels: int) -> None:

@@ -27,6 +27,7 @@ from cardioray.data.frames import (
     UInt8Image,
     UnreadableImage,
     check_size,
+    damage_explained,
     drop_equal_channels,
     plan_frames,
     sniff,
@@ -37,7 +38,6 @@ __all__ = [
     "FrameSelection",
     "ImagePreprocess",
     "UnreadableImage",
-    "decode_raster",
     "describe_pixels",
     "read_frames",
     "read_numbered_frames",
@@ -79,6 +79,10 @@ def read_numbered_frames(
     file of one picture is that frame, whatever number its row gives it. Frames that were not asked
     for are not decoded, except where "contrast" has to look at all of them.
 
+    Of raster files the EXIF orientation is applied, transparency is laid over white, palettes and
+    CMYK become RGB, and pictures whose channels are all equal become grey. More than 8 bits a pixel
+    are scaled by the rule of `cardioray.data.frames.to_uint8`; 16-bit colour keeps its high byte.
+
     Args:
         data: the whole file.
         frames: which frames.
@@ -97,35 +101,6 @@ def read_numbered_frames(
     if frames.kind == "contrast":
         return [(number, images[number]) for number in contrast_frames(images)]
     return list(enumerate(images, start=frames.first))
-
-
-def decode_raster(data: bytes, *, max_pixels: int = MAX_PIXELS) -> UInt8Image:
-    """Decode a PNG, JPEG, BMP or TIFF file of one picture.
-
-    The EXIF orientation is applied, transparency is laid over white, palettes and CMYK become RGB,
-    pictures whose channels are all equal become grey. More than 8 bits a pixel are scaled by the
-    rule of `cardioray.data.frames.to_uint8`; 16-bit colour keeps its high byte.
-
-    Args:
-        data: the whole file.
-        max_pixels: a larger picture is refused before it is decoded.
-
-    Returns:
-        uint8 image, (H, W) for grey and (H, W, 3) for RGB.
-
-    Raises:
-        UnreadableImage: when it is no such file, is damaged, too large, or holds several pictures.
-    """
-    if sniff(data) == "dicom":
-        raise UnreadableImage("The file is DICOM; one PNG, JPEG, BMP or TIFF picture is expected.")
-    with _damage_explained():
-        image = _open(data, max_pixels)
-        if _page_count(image, limit=2) > 1:
-            raise UnreadableImage(
-                "The file holds several pictures; one is expected. Where frames are accepted, "
-                "each page is a frame."
-            )
-        return _pixels(image)
 
 
 def describe_pixels(data: bytes) -> str:
@@ -192,23 +167,14 @@ def _page_count(image: Image.Image, limit: int) -> int:
 
 @contextlib.contextmanager
 def _damage_explained() -> Iterator[None]:
-    """Turn whatever a decoder raises on damaged bytes into UnreadableImage with its reason.
-
-    Stands around what reads the bytes and around nothing else: an error of ours is no damage.
-    """
-    try:
-        yield
-    except UnreadableImage:
-        raise
-    except UnidentifiedImageError:
-        raise UnreadableImage(f"The header of the picture is damaged. {ACCEPTED}") from None
-    except Image.DecompressionBombError as error:
-        raise UnreadableImage(f"The picture is too large: {error}") from None
-    except MemoryError:
-        raise  # the machine's trouble, not the file's
-    except Exception as error:  # Pillow's plugins raise nearly every type on hostile bytes
-        reason = str(error).rstrip(".") or type(error).__name__
-        raise UnreadableImage(f"The picture is damaged or truncated ({reason}).") from error
+    """`damage_explained` with the words for what Pillow says itself."""
+    with damage_explained("The picture is damaged or truncated"):
+        try:
+            yield
+        except UnidentifiedImageError:
+            raise UnreadableImage(f"The header of the picture is damaged. {ACCEPTED}") from None
+        except Image.DecompressionBombError as error:
+            raise UnreadableImage(f"The picture is too large: {error}") from None
 
 
 def _pixels(page: Image.Image) -> UInt8Image:
