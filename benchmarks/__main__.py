@@ -9,6 +9,7 @@ from rich.console import Console
 
 from benchmarks import asha as asha_benchmark
 from benchmarks import autoscaling as autoscaling_benchmark
+from benchmarks import gate as gate_benchmark
 from benchmarks import serving as serving_benchmark
 from benchmarks import shards as shards_benchmark
 from benchmarks import training as training_benchmark
@@ -43,6 +44,13 @@ def asha(overrides: Overrides = None) -> None:
     """Ten backbones with early stopping beside ten full trainings."""
     settings = config.parse(asha_benchmark.AshaSettings, {}, overrides or ())
     finish(asha_benchmark.run(settings))
+
+
+@app.command()
+def gate(overrides: Overrides = None) -> None:
+    """Which pictures the input gate flags, of its own kind and of others."""
+    settings = config.parse(gate_benchmark.GateSettings, {}, overrides or ())
+    finish(gate_benchmark.run(settings))
 
 
 @app.command()

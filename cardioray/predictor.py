@@ -297,7 +297,7 @@ class Predictor:
         images = np.stack([sample.arrays[self.task.columns[0]] for sample in samples])
         shapes = np.array([sample.source_shape for sample in samples])
         findings = self.gate.check(images, shapes, outputs.features)
-        flagged = [finding for finding in findings if finding]
+        flagged = [finding.sentences for finding in findings if finding.sentences]
         if not flagged:
             return []
         # Every sentence holds its own frame's numbers: one frame's reasons stand for all.

@@ -49,7 +49,7 @@ def gate() -> InputGate:
 
 
 def flagged_share(gate: InputGate, images: np.ndarray, shapes: np.ndarray, features: np.ndarray):
-    return np.mean([bool(found) for found in gate.check(images, shapes, features)])
+    return np.mean([bool(found.sentences) for found in gate.check(images, shapes, features)])
 
 
 def test_pictures_of_new_patients_pass(gate: InputGate) -> None:
@@ -88,7 +88,7 @@ def test_unusual_pixels_are_named(gate: InputGate, change, said: str) -> None:
     images, shapes, features, _ = draw(2, patients=1, frames=3)
     changed = np.stack([change(image) for image in images])
     for found in gate.check(changed, shapes, features):
-        assert any(sentence.startswith(said) for sentence in found), found
+        assert any(sentence.startswith(said) for sentence in found.pixels), found
 
 
 def test_a_sentence_holds_the_value_and_the_range(gate: InputGate) -> None:
@@ -99,7 +99,7 @@ def test_a_sentence_holds_the_value_and_the_range(gate: InputGate) -> None:
     assert 40 < low < 100
     assert 140 < high < 200
     wanted = f"mean brightness 250.0 is outside {low:.1f} to {high:.1f} of the training pictures"
-    assert wanted in gate.check(images, shapes, features)[0]
+    assert wanted in gate.check(images, shapes, features)[0].pixels
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,8 @@ def test_a_sentence_holds_the_value_and_the_range(gate: InputGate) -> None:
 def test_size_and_aspect_of_the_source(gate: InputGate, shape: tuple, findings: list) -> None:
     images, _, features, _ = draw(3, patients=1, frames=1)
     for one in (gate, InputGate.from_tensors(gate.to_tensors())):
-        assert one.check(images, np.array([shape]), features) == [findings]
+        [found] = one.check(images, np.array([shape]), features)
+        assert found.source == found.sentences == findings
 
 
 def test_distant_and_broken_features_are_flagged(gate: InputGate) -> None:
@@ -126,9 +127,9 @@ def test_distant_and_broken_features_are_flagged(gate: InputGate) -> None:
     features = features + 50.0
     features[1, 0] = np.nan
     far, broken = gate.check(images, shapes, features)
-    assert len(far) == 1
-    assert far[0].endswith("times the accepted distance from the training pictures")
-    assert broken == ["the network's features are not finite"]
+    [said] = far.features
+    assert said.endswith("times the accepted distance from the training pictures")
+    assert broken.sentences == ["the network's features are not finite"]
 
 
 def test_distance_is_mahalanobis_under_probabilistic_pca() -> None:

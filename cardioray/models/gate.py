@@ -91,6 +91,26 @@ class FeatureDistance:
         return np.asarray(np.sqrt(squared), np.float64)
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What is unusual about one picture: one sentence a measure that is out of its range.
+
+    Attributes:
+        source: about size and shape of the file's picture.
+        pixels: about brightness, contrast and the like.
+        features: about what the network makes of it.
+    """
+
+    source: list[str]
+    pixels: list[str]
+    features: list[str]
+
+    @property
+    def sentences(self) -> list[str]:
+        """All of them; none when the picture is like the training pictures."""
+        return [*self.source, *self.pixels, *self.features]
+
+
 @dataclass(frozen=True, eq=False)
 class InputGate:
     """Which pictures are like the training pictures of a model.
@@ -154,27 +174,23 @@ class InputGate:
         images: NDArray[np.uint8],
         source_shapes: NDArray[np.integer[Any]],
         features: NDArray[np.floating[Any]],
-    ) -> list[list[str]]:
-        """What is unusual about pictures.
+    ) -> list[Findings]:
+        """What is unusual about each of some pictures.
 
         Args:
             images: preprocessed as the training pictures were, (N, H, W, C), uint8.
             source_shapes: height and width of each source in px, (N, 2).
             features: pooled features of the same network, (N, D).
-
-        Returns:
-            For each picture one sentence a measure that is out of its range; none when it is like
-            the training pictures. Source first, then pixels, then features.
         """
         longer, aspect = _source_measures(source_shapes)
         measures = image_measures(images)
         distances = self.features.distances(np.asarray(features, np.float64))
         return [
-            [
-                *self._source_findings(longer[i], aspect[i]),
-                *self.pixels.findings(measures[i]),
-                *self._feature_findings(distances[i]),
-            ]
+            Findings(
+                source=self._source_findings(longer[i], aspect[i]),
+                pixels=self.pixels.findings(measures[i]),
+                features=self._feature_findings(distances[i]),
+            )
             for i in range(len(images))
         ]
 
