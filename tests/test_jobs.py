@@ -1,9 +1,11 @@
-"""jobs/*.py on a cluster that `ray start --head` started, submitted with `ray job submit`."""
+"""A cluster that `ray start --head` started: jobs/*.py are submitted, serve_configs/ served."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +16,9 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from ray_cluster import end_tree
 
@@ -29,6 +33,7 @@ TINY = (
     "--set=preprocess.image_size=32",
     "--set=model.backbone=test_resnet",
     "--set=train.epochs=1",
+    "--set=train.batch_size=8",
     *("--set=split.train=0.4", "--set=split.validation=0.2"),
     *("--set=split.calibration=0.2", "--set=split.test=0.2"),
     "--set=split.min_calibration_patients=2",
@@ -39,13 +44,19 @@ TINY = (
 class Cluster:
     """A head node of our own."""
 
+    address: str
     dashboard: str
     folder: Path
     env: dict[str, str]
+    served: Path
+    """What CARDIORAY_FFR_BUNDLE names there."""
 
     def submit(self, *words: str) -> subprocess.CompletedProcess[str]:
         command = [str(BIN / "ray"), "job", "submit", "--address", self.dashboard]
         command += ["--working-dir", str(self.folder), "--", "python", *words]
+        return self.call(*command)
+
+    def call(self, *command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command, env=self.env, capture_output=True, text=True, timeout=400, check=False
         )
@@ -85,7 +96,9 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     # Ray's sockets live below it, and the path of a socket has at most 107 bytes.
     temporary = Path(tempfile.mkdtemp(prefix="crj"))
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    served = folder.parent / "served"
     env |= {
+        "CARDIORAY_FFR_BUNDLE": str(served),
         "RAY_AUTH_MODE": "disabled",
         "RAY_TMPDIR": str(temporary),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -107,7 +120,7 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         )
     try:
         wait_until_up(url, head, log)
-        yield Cluster(url, folder, env)
+        yield Cluster(f"127.0.0.1:{port}", url, folder, env, served)
     finally:
         # Asked to end, `ray start --block` takes half a minute.
         end_tree(head.pid)
@@ -144,6 +157,60 @@ def test_jobs_run_on_a_started_cluster_and_answer_with_their_exit_code(
     )
     assert predicted.returncode == 0, predicted.stdout + predicted.stderr
     assert answers.exists()
+
+    report = tmp_path / "report"
+    evaluated = ray_head.submit(
+        "jobs/evaluate.py", str(bundles[0]), "--data", str(data), "--out", str(report)
+    )
+    assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
+
+    compared = ray_head.submit(
+        *("jobs/compare.py", "ffr", "--data", str(shards), "--out", str(tmp_path / "compared")),
+        *("--backbones", "test_resnet", "--folds", "2", *TINY),
+    )
+    assert compared.returncode == 0, compared.stdout + compared.stderr
+    assert (tmp_path / "compared" / "leaderboard.html").exists()
+
+    (tmp_path / "compared").rename(ray_head.served)
+    picture = min(data.rglob("*.png"))
+    settings, url = config_on_a_free_port(ray_head.folder / "ffr.yaml")
+    deployed = ray_head.call("serve", "deploy", str(settings), "--address", ray_head.dashboard)
+    assert deployed.returncode == 0, deployed.stdout + deployed.stderr
+    assert answer_of(url, picture)["model"] == "test_resnet"
+    gone = ray_head.call("serve", "shutdown", "-y", "--address", ray_head.dashboard)
+    assert gone.returncode == 0, gone.stdout + gone.stderr
+
+    running = subprocess.Popen(
+        ["serve", "run", str(settings), "--address", ray_head.address],
+        env=ray_head.env,
+        start_new_session=True,
+    )
+    try:
+        assert answer_of(url, picture)["ffr"]["class"] in ("FFR<=0.80", "FFR>0.80")
+        running.send_signal(signal.SIGINT)
+        running.wait(timeout=60)
+    finally:
+        end_tree(running.pid)
+
+
+def config_on_a_free_port(file: Path) -> tuple[Path, str]:
+    """serve_configs/ffr.yaml with another port, and where it answers."""
+    text = (ROOT / "serve_configs" / "ffr.yaml").read_text()
+    [port] = free_ports(1)
+    file.write_text(text.replace("port: 8000", f"port: {port}"))
+    return file, f"http://127.0.0.1:{port}/v1/ffr"
+
+
+def answer_of(url: str, picture: Path) -> dict[str, Any]:
+    """What a server says of a picture, once it is up."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.TransportError):
+            response = httpx.post(url, files={"file": picture.read_bytes()}, timeout=60)
+            if response.status_code == 200:
+                return dict(response.json())
+        time.sleep(0.5)
+    pytest.fail(f"{url} did not answer")
 
 
 @pytest.mark.ray
