@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +12,6 @@ from torch import nn
 
 from cardioray.config import to_dict
 from cardioray.data.ranks import rows_of_rank
-from cardioray.models import weights
-from cardioray.models.classifier import ImageModelConfig
-from cardioray.models.weights import convert_weights, load_backbone, read_weights
 from cardioray.tasks.base import LabelStatistics
 from cardioray.tasks.ffr import FFR_VALUE
 from cardioray.training.feed import epoch_order
@@ -140,77 +135,6 @@ def test_the_number_beside_adds_its_squared_error() -> None:
     loss = float(task.loss(outputs, labels, statistics))
     assert loss == pytest.approx(math.log(2) + 0.3 * (1.0 - -1.0) ** 2)
     assert task.scores(outputs, statistics)["ffr_value"].tolist() == pytest.approx([0.9, 0.5])
-
-
-@pytest.mark.parametrize("prefix", ["module.", "m.", "module.model."])
-def test_published_weights_are_converted_and_loaded(prefix: str, tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    source = tiny.tiny_run().task.build_model().backbone.net
-    state = {f"{prefix}{key}": value for key, value in source.state_dict().items()}
-    torch.save({"epoch": 3, "state_dict": state}, tmp_path / "published.pt")
-    keys = convert_weights(tmp_path / "published.pt", tmp_path / "weights.safetensors")
-    assert keys == sorted(source.state_dict())
-
-    run = tiny.tiny_run(f"model.weights={tmp_path / 'weights.safetensors'}")
-    path = run.task.starting_weights(str(tmp_path))
-    assert path is not None
-    torch.manual_seed(2)
-    model = run.task.build_model()
-    run.task.load_starting_weights(model, path)
-    for key, value in model.backbone.net.state_dict().items():
-        assert torch.equal(value, source.state_dict()[key])
-
-
-def test_a_first_layer_for_rgb_is_summed_for_grey_pictures() -> None:
-    grey = tiny.tiny_run().task.build_model().backbone.net
-    first = next(key for key, value in grey.state_dict().items() if value.ndim == 4)
-    published = dict(grey.state_dict())
-    shape = list(published[first].shape)
-    published[first] = torch.randn(shape[0], 3, *shape[2:])
-    load_backbone(grey, published, "file.safetensors")
-    loaded = grey.state_dict()[first]
-    torch.testing.assert_close(loaded, published[first].sum(1, keepdim=True))
-
-
-@pytest.mark.parametrize("offline", [True, False])
-def test_without_published_weights_training_starts_from_scratch_and_says_so(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    offline: bool,
-) -> None:
-    def refused(*_: Any, **__: Any) -> None:
-        raise PermissionError("403: the proxy does not let this through")
-
-    monkeypatch.setattr(weights, "HF_HUB_OFFLINE", offline)
-    monkeypatch.setattr("timm.create_model", refused)
-    monkeypatch.setattr(weights.httpx, "head", lambda *_, **__: None)
-    settings = ImageModelConfig(backbone="vgg16")
-    assert weights.starting_weights(settings, 1, str(tmp_path)) is None
-    assert "starts from scratch" in caplog.text
-    wanted = ImageModelConfig(backbone="vgg16", pretrained="hub")
-    with pytest.raises(ValueError, match=r"403.*model\.weights=FILE"):
-        weights.starting_weights(wanted, 1, str(tmp_path))
-
-
-def test_pictures_too_small_for_a_backbone_are_refused_at_once() -> None:
-    with pytest.raises(ValueError, match="InceptionV3 needs pictures of at least 75 px"):
-        tiny.tiny_run("model.backbone=inceptionv3")
-
-
-def test_weights_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
-    net = tiny.tiny_run().task.build_model().backbone.net
-    state = dict(net.state_dict())
-    first, second = list(state)[:2]
-    state[first] = torch.zeros(5, 5)
-    del state[second]
-    with pytest.raises(ValueError, match=rf"1 of \d+ tensors missing.*missing {second}; {first}: "):
-        load_backbone(net, state, "file.safetensors")
-    with pytest.raises(ValueError, match="cardioray models convert"):
-        read_weights("published.pt")
-    torch.save([1, 2], tmp_path / "nothing.pt")
-    with pytest.raises(ValueError, match="holds no state dict"):
-        convert_weights(tmp_path / "nothing.pt", tmp_path / "out.safetensors")
 
 
 def test_freezing_and_freeing_again() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ import httpx
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from cardioray import storage
-from cardioray.models.backbones import BackboneInfo, backbone_info
+from cardioray.models.backbones import Backbone, BackboneInfo, backbone_info
 from cardioray.models.classifier import ImageModelConfig
 
 log = logging.getLogger(__name__)
@@ -29,14 +31,20 @@ def read_weights(path: str) -> dict[str, Tensor]:
     """Read a state dict from a .safetensors file, local or s3://.
 
     Raises:
-        ValueError: for another kind of file; says how to convert it.
+        ValueError: when there is no such file, it is damaged, or of another kind; says how to
+            convert it.
     """
     if not path.endswith(".safetensors"):
         raise ValueError(
             f"{path} is no .safetensors file. Convert published weights first: "
             f"cardioray models convert {path} OUT.safetensors"
         )
-    return load_safetensors(storage.read_bytes(path))
+    try:
+        return load_safetensors(storage.read_bytes(path))
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist.") from None
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file ({error}).") from error
 
 
 def convert_weights(source: Path, target: Path) -> list[str]:
@@ -49,9 +57,20 @@ def convert_weights(source: Path, target: Path) -> list[str]:
         The keys written.
 
     Raises:
-        ValueError: when the file holds no state dict.
+        ValueError: when the file cannot be read so, or holds no state dict.
     """
-    loaded = torch.load(source, map_location="cpu", weights_only=True)
+    try:
+        loaded = torch.load(source, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{source} does not exist.") from None
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{source} is damaged, or holds Python objects beside its tensors, which could run "
+            "code and are not read; save its state_dict() alone."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:  # of damaged archives
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{source} cannot be read as weights ({reason[0][:200]}).") from error
     state = _find_state(loaded)
     if not state:
         raise ValueError(f"{source} holds no state dict (a mapping from names to tensors).")
@@ -74,9 +93,22 @@ def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_backbone(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load backbone weights; the classifier of the file is left out, anything else must fit.
+    """Load backbone weights; see `fit_to_backbone`."""
+    net.load_state_dict(fit_to_backbone(net, state, source))
 
-    A first layer for three channels is fitted to one by summing its kernels, as timm does.
+
+def fit_to_backbone(net: nn.Module, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The tensors of a file that a backbone takes, by the backbone's names.
+
+    The file's classifier is left out, and anything else that the backbone has not; what wraps the
+    network's names is found, where only a part of the file is the network, too. A first layer for
+    three channels is fitted to one by summing its kernels, as timm does. Counts of batches, which
+    older files do not have, begin at zero.
+
+    Args:
+        net: the backbone; on the meta device only names and shapes are looked at.
+        state: of the file.
+        source: name of the file, for the error.
 
     Raises:
         ValueError: when a layer of the network is missing in the file or has another shape; names
@@ -85,36 +117,36 @@ def load_backbone(net: nn.Module, state: Mapping[str, Tensor], source: str) -> N
     from timm.models import adapt_input_conv
 
     wanted = net.state_dict()
-    given = strip_prefixes(state)
-    given |= {
-        key: adapt_input_conv(value.shape[1], given[key])
-        for key, value in wanted.items()
-        if key in given and _is_first_layer(given[key], value)
-    }
+    given = _below_best_prefix(state, list(wanted))
+    for key, value in wanted.items():
+        if key in given and _is_first_layer(given[key], value):
+            given[key] = adapt_input_conv(value.shape[1], given[key])
+        elif key not in given and key.endswith("num_batches_tracked"):
+            given[key] = torch.zeros((), dtype=torch.long)
     missing = [key for key in wanted if key not in given]
     wrong = [k for k, v in wanted.items() if k in given and given[k].shape != v.shape]
     if missing or wrong:
         shown = [f"missing {key}" for key in missing[:3]]
         shown += [f"{k}: {tuple(given[k].shape)} for {tuple(wanted[k].shape)}" for k in wrong[:3]]
         raise ValueError(
-            f"{source} does not fit the network: {len(missing)} of {len(wanted)} tensors missing, "
-            f"{len(wrong)} of another shape ({'; '.join(shown)})."
+            f"{source} does not fit the network, whose layers have timm's names: {len(missing)} of "
+            f"{len(wanted)} tensors missing, {len(wrong)} of another shape ({'; '.join(shown)})."
         )
-    net.load_state_dict({key: given[key] for key in wanted})
+    return {key: given[key] for key in wanted}
+
+
+def _below_best_prefix(state: Mapping[str, Tensor], wanted: list[str]) -> dict[str, Tensor]:
+    """The part of a state dict below the prefix under which most of the wanted names stand."""
+    first = [key for key in wanted if not key.endswith("num_batches_tracked")][0]
+    prefixes = {key[: -len(first)] for key in state if key.endswith(first)} or {""}
+    best = max(sorted(prefixes), key=lambda prefix: sum(prefix + key in state for key in wanted))
+    return {key[len(best) :]: value for key, value in state.items() if key.startswith(best)}
 
 
 def _is_first_layer(given: Tensor, wanted: Tensor) -> bool:
     """Whether a kernel reads RGB and is wanted for one channel."""
-    return (
-        given.ndim == 4
-        and given.shape[1] == 3
-        and wanted.shape
-        == (
-            given.shape[0],
-            1,
-            *given.shape[2:],
-        )
-    )
+    outputs, size = given.shape[:1], given.shape[2:]
+    return given.ndim == 4 and given.shape[1] == 3 and wanted.shape == (*outputs, 1, *size)
 
 
 def starting_weights(settings: ImageModelConfig, channels: int, cache: str) -> str | None:
@@ -131,45 +163,57 @@ def starting_weights(settings: ImageModelConfig, channels: int, cache: str) -> s
         A .safetensors path, or None for a start from scratch.
 
     Raises:
-        ValueError: when `pretrained` is "hub" and the hub cannot be reached.
+        ValueError: when `pretrained` is "hub" and there are none or the hub cannot be reached, or
+            when the file named by `weights` does not fit.
     """
+    info = backbone_info(settings.backbone)
     if settings.weights is not None:
-        read_weights(settings.weights)
+        with torch.device("meta"):
+            net = Backbone(info, channels).net
+        fit_to_backbone(net, read_weights(settings.weights), settings.weights)
         return settings.weights
     if settings.pretrained == "none":
         return None
-    info = backbone_info(settings.backbone)
     path = storage.join(cache, f"{info.timm_id}-{channels}ch.safetensors")
     if storage.exists(path):
         return path
     try:
         state = _published(info, channels)
-    except (httpx.HTTPError, OSError) as error:
+    except (_NoneThereError, httpx.HTTPError, OSError) as error:
         if settings.pretrained == "hub":
             raise ValueError(
                 f"the published weights of {info.timm_id} cannot be had from {ENDPOINT} ({error}); "
                 "pass model.weights=FILE, or model.pretrained=none to start from scratch."
             ) from error
         log.warning(
-            "The published weights of %s cannot be had from %s: training starts from scratch, "
-            "the frozen stage is left out.",
+            "The published weights of %s cannot be had from %s (%s): training starts from "
+            "scratch, the frozen stage is left out.",
             info.timm_id,
             ENDPOINT,
+            str(error).splitlines()[0] if str(error) else type(error).__name__,
         )
         return None
     storage.write_bytes(path, save(state))
     return path
 
 
+class _NoneThereError(Exception):
+    """Nobody has published weights of this architecture through timm."""
+
+
 def _published(info: BackboneInfo, channels: int) -> dict[str, Tensor]:
     """The weights from the hub or its local cache.
 
     Raises:
+        _NoneThereError: when timm knows of none.
         OSError, httpx.HTTPError: when neither has them.
     """
     import timm
 
-    repository = timm.get_pretrained_cfg(info.timm_id).hf_hub_id
+    record = timm.get_pretrained_cfg(info.timm_id)
+    if not record or not record.has_weights:
+        raise _NoneThereError("timm knows of none")
+    repository = record.hf_hub_id
     cached = try_to_load_from_cache(str(repository), "model.safetensors")
     if not isinstance(cached, str) and not HF_HUB_OFFLINE:
         # One short request first: the hub's client retries for a minute without a network.

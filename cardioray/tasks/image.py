@@ -85,6 +85,11 @@ class ImageSettings:
                 f"{info.title} needs pictures of at least {info.min_input_size} px; "
                 f"preprocess.image_size is {size}."
             )
+        if info.fixed_input_size and size != info.input_size:
+            raise ValueError(
+                f"{info.title} takes pictures of {info.input_size} px only; "
+                f"preprocess.image_size is {size}."
+            )
 
 
 @TASKS.register("image")
