@@ -10,7 +10,7 @@ ARGS ?=
 # Processes that share the tests; each may start a Ray cluster of its own.
 PROCESSES ?= 2
 
-.PHONY: help install demo test lint format wheel constraints clean
+.PHONY: help install demo test test-oldest lint format wheel constraints clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -24,6 +24,12 @@ demo: $(VENV)/.installed ## Run the main job: phantoms, ten backbones compared, 
 test: $(VENV)/.installed-dev ## Run every test and report coverage
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder \
 		--cov --cov-report=term $(ARGS)
+
+test-oldest: ## Run the tests without a cluster with the oldest versions that pyproject.toml allows
+	$(PYTHON) -m venv --clear .venv-oldest
+	.venv-oldest/bin/python -m pip install --disable-pip-version-check -q uv
+	VIRTUAL_ENV=.venv-oldest .venv-oldest/bin/uv pip install -q --resolution lowest-direct -e '.[dev]'
+	.venv-oldest/bin/python -m pytest -n $(PROCESSES) -m "not ray and not slow" $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Check format, style, types and the direction of imports
 	$(BIN)/ruff format --check .
@@ -48,7 +54,7 @@ constraints: $(VENV)/.installed-dev ## Write constraints.txt from .venv, which m
 	mv constraints.new constraints.txt
 
 clean: ## Remove .venv, caches and build products; runs/ is kept
-	rm -rf $(VENV) build dist *.egg-info .coverage htmlcov
+	rm -rf $(VENV) .venv-oldest build dist *.egg-info .coverage htmlcov
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

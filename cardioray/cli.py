@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +16,7 @@ from rich.markup import escape
 
 from cardioray.cli_serving import commands as serving_commands
 from cardioray.config import Failed, parse, read_yaml
+from cardioray.terminal import progress_bar
 
 app = typer.Typer(
     name="cardioray",
@@ -41,7 +41,7 @@ Settings = Annotated[
     ),
 ]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="YAML file with settings; --set wins over it.")
+    str | None, typer.Option("--config", help="YAML file with settings; --set wins over it.")
 ]
 PatientFrom = Annotated[
     str | None,
@@ -118,7 +118,7 @@ def phantom_angiogram(
     """
     from cardioray.phantoms.angiogram import PRESETS, write_angiograms
 
-    with _bar("drawing patients", patients) as advance:
+    with progress_bar(console, "drawing patients", patients) as advance:
         manifest = write_angiograms(
             out,
             patients,
@@ -147,7 +147,7 @@ def data_check(
 
     built = _run_config(task, config_file, settings).task
     manifest = built.read_manifest(data, patient_from)
-    with _bar("reading", len(manifest)) as advance:
+    with progress_bar(console, "reading", len(manifest)) as advance:
         report = check_manifest(
             manifest,
             *built.targets,
@@ -387,24 +387,15 @@ def demo(
     run_demo(str(out), config.parse(DemoConfig, {}, settings or ()), console)
 
 
-@contextlib.contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar, and what moves it: called with what is done and the total."""
-    from rich.progress import Progress
-
-    with Progress(console=console) as progress:
-        bar = progress.add_task(title, total=total)
-        yield lambda done, total: progress.update(bar, completed=done, total=total)
-
-
 def _run_config(
-    task: str, config_file: Path | None, settings: list[str] | None, shared_storage: bool = False
+    task: str, config_file: str | None, settings: list[str] | None, shared_storage: bool = False
 ) -> Any:
+    from cardioray import storage
     from cardioray.training.settings import RunConfig
 
     values: Any = {}
     if config_file is not None:
-        values = read_yaml(config_file.read_text(), str(config_file)) or {}
+        values = read_yaml(storage.read_bytes(config_file).decode(), config_file) or {}
         if not isinstance(values, dict):
             raise ValueError(f"{config_file} holds no sections of settings, such as `train:`.")
     overrides = list(settings or [])
@@ -428,7 +419,7 @@ def _prepare(run: Any, data: str, out: str, patient_from: str | None, settings: 
     manifest = run.task.read_manifest(data, patient_from)
     for warning in manifest.warnings:
         console.print(f"[yellow]Warning:[/] {warning}", highlight=False)
-    with _bar("preparing", len(manifest)) as advance:
+    with progress_bar(console, "preparing", len(manifest)) as advance:
         return prepare(
             run.task,
             manifest,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -178,8 +177,8 @@ def models_rollback(
 
 @models_app.command("convert")
 def models_convert(
-    source: Annotated[Path, typer.Argument(help="Published .pt or .pth file.")],
-    target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    source: Annotated[str, typer.Argument(help="Published .pt or .pth file.")],
+    target: Annotated[str, typer.Argument(help="The .safetensors file to write.")],
 ) -> None:
     """Convert published weights to safetensors; the file cannot run code while it is read.
 

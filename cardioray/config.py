@@ -89,11 +89,6 @@ def to_dict(value: Any) -> dict[str, Any]:
     return dumped
 
 
-def to_yaml(value: Any) -> str:
-    """A config in its written form."""
-    return yaml.safe_dump(to_dict(value), sort_keys=False, allow_unicode=True)
-
-
 def digest(value: Any, length: int = 12) -> str:
     """A short hash of a config (or of anything JSON can hold) that changes with any setting."""
     plain = to_dict(value) if dataclasses.is_dataclass(value) else value

@@ -14,7 +14,6 @@ from typing import Any
 import httpx
 import pandas as pd
 from rich.console import Console
-from rich.progress import Progress
 
 from cardioray import config
 from cardioray.data import cluster
@@ -26,6 +25,7 @@ from cardioray.predictor import load
 from cardioray.serve.deploy import application_settings, serve_bundles
 from cardioray.serve.proxy import VARIABLES
 from cardioray.serve.settings import ServerSettings
+from cardioray.terminal import progress_bar
 from cardioray.training.progress import Shown
 from cardioray.training.settings import RunConfig
 from cardioray.tuning.compare import Comparison, compare
@@ -77,7 +77,7 @@ def run_demo(out: str, settings: DemoConfig, console: Console) -> dict[str, Any]
         The answer that the served winner gave over HTTP.
 
     Raises:
-        RuntimeError: when the server answers otherwise than Python, or when the demo as it stands
+        Failed: when the server answers otherwise than Python, or when the demo as it stands
             has not learned what it should.
     """
     started = time.monotonic()
@@ -93,15 +93,8 @@ def run_demo(out: str, settings: DemoConfig, console: Console) -> dict[str, Any]
     with environment(VARIABLES):  # of the proxies that will serve the winner
         cluster.connect()
     data = run.task.read_manifest(str(manifest), None)
-    with Progress(console=console) as progress:
-        bar = progress.add_task("preparing", total=len(data))
-        shards = prepare(
-            run.task,
-            data,
-            str(root / "shards"),
-            PrepareConfig(),
-            on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
-        )
+    with progress_bar(console, "preparing", len(data)) as advance:
+        shards = prepare(run.task, data, str(root / "shards"), PrepareConfig(), advance)
     say("3. Compare backbones: ASHA on the first fold, survivors on all")
     comparison = compare(
         run,
@@ -133,14 +126,13 @@ def run_demo(out: str, settings: DemoConfig, console: Console) -> dict[str, Any]
 def _phantoms(root: Path, settings: DemoConfig, console: Console) -> Path:
     """Draw the patients; gives the manifest."""
     folder = root / "phantoms"
-    with Progress(console=console) as progress:
-        bar = progress.add_task("drawing patients", total=settings.patients)
+    with progress_bar(console, "drawing patients", settings.patients) as advance:
         table = write_angiograms(
             str(folder),
             settings.patients,
             seed=settings.seed,
             config=PRESETS.get(settings.preset),
-            on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            on_progress=advance,
         )
     if not settings.shuffle_labels:
         return folder
@@ -191,7 +183,7 @@ def _held_out(comparison: Comparison, console: Console) -> dict[str, float]:
 def _require_learned(settings: DemoConfig, auc: dict[str, float]) -> None:
     """Whether the demo, unchanged, found what is drawn into its phantoms."""
     if settings == DemoConfig() and not (auc["value"] >= LEAST_AUC and auc["low"] > 0.5):
-        raise RuntimeError(
+        raise config.Failed(
             f"the winner's AUC on held-out patients should be at least {LEAST_AUC} with an "
             f"interval above 0.5; it is {auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})."
         )
@@ -220,6 +212,6 @@ def _serve_and_ask(comparison: Comparison, root: Path, console: Console) -> dict
     in_python = load(str(bundle.path)).predict([data for _, data in files])
     difference = abs(in_python["ffr"]["probability"] - answer["ffr"]["probability"])
     if difference > SAME:
-        raise RuntimeError(f"the server's probability differs from Python's by {difference:.1e}.")
+        raise config.Failed(f"the server's probability differs from Python's by {difference:.1e}.")
     console.print(f"cardioray.load(...).predict gives the same to {difference:.1e}.")
     return answer

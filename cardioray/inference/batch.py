@@ -17,7 +17,6 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.progress import Progress
 
 import cardioray
 from cardioray import config, storage
@@ -39,6 +38,7 @@ from cardioray.inference.actors import (
 from cardioray.model_store import bundle_place
 from cardioray.predictor import MAX_BATCH, ModelOutputs, Predictor
 from cardioray.targets import Target
+from cardioray.terminal import progress_bar
 
 # A part is what a killed run may have to do again, and what an actor gets at a time.
 FILES_PER_PART = 64
@@ -232,13 +232,14 @@ def _run(parts: Sequence[_Part], loading: Loading, folder: str, console: Console
     present = set(storage.list_files(folder)) if storage.exists(folder) else set()
     pending = [part for part in parts if part.path not in present]
     total = sum(part.num_files for part in parts)
-    with Progress(console=console) as progress:
-        bar = progress.add_task("answering", total=total)
-        progress.update(bar, completed=total - sum(part.num_files for part in pending))
+    done = total - sum(part.num_files for part in pending)
+    with progress_bar(console, "answering", total) as advance:
+        advance(done, total)
         if pending:
             chunks = [part.to_json() for part in pending]
             for finished in run_on_actors(_AnswerPart, loading, chunks):
-                progress.advance(bar, int(finished))
+                done += int(finished)
+                advance(done, total)
 
 
 class _AnswerPart(PredictorActor):

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import Progress
 
 from cardioray.bundle import Bundle
 from cardioray.data.decoding import DecodedSample
@@ -21,6 +20,7 @@ from cardioray.data.shards import read_index
 from cardioray.inference.actors import Loading, PredictorActor, SourceFile, run_on_actors
 from cardioray.predictor import MAX_BATCH, Predictor
 from cardioray.tasks.base import Task, encode_labels
+from cardioray.terminal import progress_bar
 
 PREDICTIONS = "predictions.parquet"
 
@@ -190,11 +190,12 @@ def _run(
     # Full batches of one-frame files, the same ones in every run.
     chunks = [files[start : start + MAX_BATCH] for start in range(0, len(files), MAX_BATCH)]
     results = []
-    with Progress(console=console) as progress:
-        bar = progress.add_task("scoring", total=len(files))
+    done = 0
+    with progress_bar(console, "scoring", len(files)) as advance:
         for text in run_on_actors(_ScoreFiles, loading, [json.dumps(chunk) for chunk in chunks]):
             results.append(json.loads(text))
-            progress.advance(bar, results[-1]["files"])
+            done += results[-1]["files"]
+            advance(done, len(files))
     return sorted(results, key=lambda result: int(result["first"]))
 
 

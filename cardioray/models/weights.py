@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import pickle
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,7 +14,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
-from safetensors.torch import save, save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from cardioray import storage
@@ -47,8 +47,10 @@ def read_weights(path: str) -> dict[str, Tensor]:
         raise ValueError(f"{path} is damaged or no safetensors file ({error}).") from error
 
 
-def convert_weights(source: Path, target: Path) -> list[str]:
+def convert_weights(source: str, target: str) -> list[str]:
     """Convert a published .pt or .pth file to safetensors; the only place that reads such files.
+
+    Both may be local or s3://.
 
     Only tensors are read (`weights_only=True`), so the file cannot run code. A state dict nested
     under "state_dict", "model" or "model_state_dict" is found, wrapper prefixes are taken off.
@@ -60,7 +62,8 @@ def convert_weights(source: Path, target: Path) -> list[str]:
         ValueError: when the file cannot be read so, or holds no state dict.
     """
     try:
-        loaded = torch.load(source, map_location="cpu", weights_only=True)
+        data = io.BytesIO(storage.read_bytes(source))
+        loaded = torch.load(data, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"{source} does not exist.") from None
     except pickle.UnpicklingError as error:
@@ -75,7 +78,7 @@ def convert_weights(source: Path, target: Path) -> list[str]:
     if not state:
         raise ValueError(f"{source} holds no state dict (a mapping from names to tensors).")
     cleaned = {key: value.contiguous().clone() for key, value in strip_prefixes(state).items()}
-    save_file(cleaned, target)
+    storage.write_bytes(target, save(cleaned))
     return sorted(cleaned)
 
 

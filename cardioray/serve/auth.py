@@ -13,8 +13,8 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+from cardioray import storage
 from cardioray.serve.settings import is_loopback
 
 HASHES_VARIABLE = "CARDIORAY_API_KEYS_SHA256"
@@ -69,8 +69,8 @@ def read_keys(file: str | None, environment: Mapping[str, str] = os.environ) -> 
     for path in (file, environment.get(FILE_VARIABLE)):
         if path:
             try:
-                text = Path(path).expanduser().read_text()
-            except OSError as error:
+                text = storage.read_bytes(path).decode()
+            except (OSError, UnicodeDecodeError) as error:
                 raise ValueError(f"The API key file {path} cannot be read: {error}.") from None
             hashes += _parse(text, path)
     return KeyRing(tuple(dict.fromkeys(hashes)))
