@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -17,19 +18,25 @@ from ray_cluster import end_tree, private_folder
 from served import free_port, png, serving_cluster
 from tiny_bundles import tiny_bundle
 
+from cardioray.serve.auth import new_key
 from cardioray.serve.fast import environment
 from cardioray.serve.settings import ServerSettings
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
+SMALL = (
+    *("max_batch_size=1", "max_ongoing_requests=2", "max_queued_requests=3", "retry_after_s=7"),
+    "limits.max_bytes=1000000",
+)
 SERVER = """
 import sys
 from cardioray.serve.deploy import application_settings, serve_bundles
 from cardioray.serve.settings import ServerSettings
 
-bundle, port, stats, metrics = sys.argv[1:]
+bundle, port, stats, metrics, *settings = sys.argv[1:]
 server = ServerSettings(port=port, mode="fast", stats_port=stats, metrics_port=metrics)
-serving = serve_bundles(application_settings([bundle], ["scaling.max_replicas=1"]), server)
+applications = application_settings([bundle], ["scaling.max_replicas=1", *settings])
+serving = serve_bundles(applications, server)
 print(serving.urls["ffr"], flush=True)
 serving.wait()
 serving.stop()
@@ -45,13 +52,13 @@ def bundle() -> Path:
 class FastServer:
     """A server in the fast mode, in a process of its own."""
 
-    def __init__(self, bundle: Path, folder: Path) -> None:
+    def __init__(self, bundle: Path, folder: Path, *settings: str, **variables: str) -> None:
         self.ports = [free_port() for _ in range(3)]
         own = {"RAY_TMPDIR": str(folder), "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port())}
-        arguments = [str(bundle), *map(str, self.ports)]
+        arguments = [str(bundle), *map(str, self.ports), *settings]
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", SERVER, *arguments],
-            env={**os.environ, **own},
+            env={**os.environ, **own, **variables},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -77,14 +84,19 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def test_fast_mode_from_start_to_stop(bundle: Path) -> None:
+    key, hashed = new_key()
     with private_folder() as folder:
-        server = FastServer(bundle, folder)
+        server = FastServer(bundle, folder, *SMALL, CARDIORAY_API_KEYS_SHA256=hashed)
         try:
-            answer = httpx.post(server.url, content=png(), headers={"X-Request-ID": "fast-1"})
-            assert answer.status_code == 200
-            assert answer.json()["request_id"] == "fast-1"
-            assert answer.headers.get_list("X-Request-ID") == ["fast-1"]
-            assert httpx.post(server.url, content=b"").status_code == 422
+            assert httpx.post(server.url, content=png()).status_code == 401
+            with httpx.Client(headers={"X-API-Key": key}, timeout=60) as client:
+                answer = client.post(server.url, content=png(), headers={"X-Request-ID": "fast-1"})
+                assert answer.status_code == 200
+                assert answer.json()["request_id"] == "fast-1"
+                assert answer.headers.get_list("X-Request-ID") == ["fast-1"]
+                assert client.post(server.url, content=b"").status_code == 422
+                assert client.post(server.url, content=bytes(2_000_000)).status_code == 413
+                is_overload_told(client, server.url)
             # Where HAProxy has just read its file again, the process before it ends its requests.
             wait_for(lambda: len(server.haproxies()) == 1)
             found = server.haproxies()
@@ -97,6 +109,18 @@ def test_fast_mode_from_start_to_stop(bundle: Path) -> None:
             assert gone(found)()
         finally:
             end_tree(server.process.pid)
+
+
+def is_overload_told(client: httpx.Client, url: str) -> None:
+    """What a server does not take at once it refuses, and says when to come back."""
+    with ThreadPoolExecutor(40) as pool:
+        tasks = [pool.submit(client.post, url, content=png()) for _ in range(200)]
+    answers = [task.result() for task in tasks]
+    assert {answer.status_code for answer in answers} == {200, 503}
+    refused = next(answer for answer in answers if answer.status_code == 503)
+    assert refused.headers["Retry-After"] == "7"
+    assert refused.headers["Content-Type"] == "application/problem+json"
+    assert client.post(url, content=png()).status_code == 200
 
 
 def test_a_killed_server_leaves_no_proxy_behind(bundle: Path) -> None:
