@@ -5,8 +5,12 @@ from __future__ import annotations
 import io
 import logging
 import pickle
+import re
+import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import httpx
 import torch
@@ -20,11 +24,12 @@ from torch import Tensor, nn
 from cardioray import storage
 from cardioray.models.backbones import Backbone, BackboneInfo, backbone_info
 from cardioray.models.classifier import ImageModelConfig
+from cardioray.models.fitting import fit_to_network, plain_names
 
 log = logging.getLogger(__name__)
 
-# What trainers wrap around a network leaves its name in the keys: DataParallel, Lightning, EchoNet.
-PREFIXES = ("module.", "model.", "m.", "net.", "backbone.", "_orig_mod.")
+# Where trainers put the state dict among other things.
+_NESTED = ("state_dict", "model_state_dict", "model")
 
 
 def read_weights(path: str) -> dict[str, Tensor]:
@@ -59,97 +64,31 @@ def convert_weights(source: str, target: str) -> list[str]:
         The keys written.
 
     Raises:
-        ValueError: when the file cannot be read so, or holds no state dict.
+        ValueError: when the file cannot be read so or holds no state dict, and when `target` does
+            not end in .safetensors.
     """
-    try:
-        data = io.BytesIO(storage.read_bytes(source))
-        loaded = torch.load(data, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"{source} does not exist.") from None
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{source} is damaged, or holds Python objects beside its tensors, which could run "
-            "code and are not read; save its state_dict() alone."
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:  # of damaged archives
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{source} cannot be read as weights ({reason[0][:200]}).") from error
+    if not target.endswith(".safetensors"):
+        raise ValueError(f"{target} must end in .safetensors, which is how such files are known.")
+    loaded = _read_published(source)
     state = _find_state(loaded)
     if not state:
-        raise ValueError(f"{source} holds no state dict (a mapping from names to tensors).")
-    cleaned = {key: value.contiguous().clone() for key, value in strip_prefixes(state).items()}
-    storage.write_bytes(target, save(cleaned))
-    return sorted(cleaned)
-
-
-def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take off wrapper prefixes that every key shares."""
-    result = dict(state)
-    changed = True
-    while changed and result:
-        changed = False
-        for prefix in PREFIXES:
-            if all(key.startswith(prefix) for key in result):
-                result = {key[len(prefix) :]: value for key, value in result.items()}
-                changed = True
-    return result
+        held = f"a {type(loaded).__name__}"
+        if isinstance(loaded, Mapping):
+            held = f"only {', '.join(str(key) for key in list(loaded)[:5]) or 'an empty mapping'}"
+        raise ValueError(
+            f"{source} holds no state dict (a mapping from names to tensors), by itself or under "
+            f"{', '.join(_NESTED)}, but {held}; save the network's state_dict() alone."
+        )
+    named = plain_names(state, source)
+    # Tensors of a .pt file may share memory, which safetensors refuses.
+    own = {key: value.contiguous().clone() for key, value in named.items()}
+    storage.write_bytes(target, save(own))
+    return sorted(named)
 
 
 def load_backbone(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load backbone weights; see `fit_to_backbone`."""
-    net.load_state_dict(fit_to_backbone(net, state, source))
-
-
-def fit_to_backbone(net: nn.Module, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The tensors of a file that a backbone takes, by the backbone's names.
-
-    The file's classifier is left out, and anything else that the backbone has not; what wraps the
-    network's names is found, where only a part of the file is the network, too. A first layer for
-    three channels is fitted to one by summing its kernels, as timm does. Counts of batches, which
-    older files do not have, begin at zero.
-
-    Args:
-        net: the backbone; on the meta device only names and shapes are looked at.
-        state: of the file.
-        source: name of the file, for the error.
-
-    Raises:
-        ValueError: when a layer of the network is missing in the file or has another shape; names
-            the first ones.
-    """
-    from timm.models import adapt_input_conv
-
-    wanted = net.state_dict()
-    given = _below_best_prefix(state, list(wanted))
-    for key, value in wanted.items():
-        if key in given and _is_first_layer(given[key], value):
-            given[key] = adapt_input_conv(value.shape[1], given[key])
-        elif key not in given and key.endswith("num_batches_tracked"):
-            given[key] = torch.zeros((), dtype=torch.long)
-    missing = [key for key in wanted if key not in given]
-    wrong = [k for k, v in wanted.items() if k in given and given[k].shape != v.shape]
-    if missing or wrong:
-        shown = [f"missing {key}" for key in missing[:3]]
-        shown += [f"{k}: {tuple(given[k].shape)} for {tuple(wanted[k].shape)}" for k in wrong[:3]]
-        raise ValueError(
-            f"{source} does not fit the network, whose layers have timm's names: {len(missing)} of "
-            f"{len(wanted)} tensors missing, {len(wrong)} of another shape ({'; '.join(shown)})."
-        )
-    return {key: given[key] for key in wanted}
-
-
-def _below_best_prefix(state: Mapping[str, Tensor], wanted: list[str]) -> dict[str, Tensor]:
-    """The part of a state dict below the prefix under which most of the wanted names stand."""
-    first = [key for key in wanted if not key.endswith("num_batches_tracked")][0]
-    prefixes = {key[: -len(first)] for key in state if key.endswith(first)} or {""}
-    best = max(sorted(prefixes), key=lambda prefix: sum(prefix + key in state for key in wanted))
-    return {key[len(best) :]: value for key, value in state.items() if key.startswith(best)}
-
-
-def _is_first_layer(given: Tensor, wanted: Tensor) -> bool:
-    """Whether a kernel reads RGB and is wanted for one channel."""
-    outputs, size = given.shape[:1], given.shape[2:]
-    return given.ndim == 4 and given.shape[1] == 3 and wanted.shape == (*outputs, 1, *size)
+    """Load backbone weights; see `fit_to_network`."""
+    net.load_state_dict(fit_to_network(net, state, source))
 
 
 def starting_weights(settings: ImageModelConfig, channels: int, cache: str) -> str | None:
@@ -166,14 +105,14 @@ def starting_weights(settings: ImageModelConfig, channels: int, cache: str) -> s
         A .safetensors path, or None for a start from scratch.
 
     Raises:
-        ValueError: when `pretrained` is "hub" and there are none or the hub cannot be reached, or
-            when the file named by `weights` does not fit.
+        ValueError: when `pretrained` is "hub" and there are none or the hub cannot be reached, when
+            the file named by `weights` does not fit, or when the hub's local copy is damaged.
     """
     info = backbone_info(settings.backbone)
     if settings.weights is not None:
         with torch.device("meta"):
             net = Backbone(info, channels).net
-        fit_to_backbone(net, read_weights(settings.weights), settings.weights)
+        fit_to_network(net, read_weights(settings.weights), settings.weights)
         return settings.weights
     if settings.pretrained == "none":
         return None
@@ -182,53 +121,111 @@ def starting_weights(settings: ImageModelConfig, channels: int, cache: str) -> s
         return path
     try:
         state = _published(info, channels)
-    except (_NoneThereError, httpx.HTTPError, OSError) as error:
+    except _NotToBeHadError as error:
         if settings.pretrained == "hub":
             raise ValueError(
-                f"the published weights of {info.timm_id} cannot be had from {ENDPOINT} ({error}); "
-                "pass model.weights=FILE, or model.pretrained=none to start from scratch."
+                f"{error}; pass model.weights=FILE, or model.pretrained=none to start from scratch."
             ) from error
-        log.warning(
-            "The published weights of %s cannot be had from %s (%s): training starts from "
-            "scratch, the frozen stage is left out.",
-            info.timm_id,
-            ENDPOINT,
-            str(error).splitlines()[0] if str(error) else type(error).__name__,
-        )
+        log.warning("%s: training starts from scratch, the frozen stage is left out.", error)
         return None
     storage.write_bytes(path, save(state))
     return path
 
 
-class _NoneThereError(Exception):
-    """Nobody has published weights of this architecture through timm."""
+class _NotToBeHadError(Exception):
+    """There are no published weights, or none that can be reached; says so."""
 
 
 def _published(info: BackboneInfo, channels: int) -> dict[str, Tensor]:
-    """The weights from the hub or its local cache.
+    """The weights that timm publishes, or knows of elsewhere, from there or the local cache.
 
     Raises:
-        _NoneThereError: when timm knows of none.
-        OSError, httpx.HTTPError: when neither has them.
+        _NotToBeHadError: when there are none, or neither has them.
+        ValueError: when the local cache is damaged.
     """
     import timm
 
     record = timm.get_pretrained_cfg(info.timm_id)
     if not record or not record.has_weights:
-        raise _NoneThereError("timm knows of none")
-    repository = record.hf_hub_id
-    cached = try_to_load_from_cache(str(repository), "model.safetensors")
-    if not isinstance(cached, str) and not HF_HUB_OFFLINE:
-        # One short request first: the hub's client retries for a minute without a network.
-        httpx.head(ENDPOINT, timeout=5.0)
-    net = timm.create_model(info.timm_id, pretrained=True, num_classes=0, in_chans=channels)
+        raise _NotToBeHadError(f"timm knows of no published weights of {info.timm_id}")
+    place = ENDPOINT if record.hf_hub_id else record.url
+    try:
+        if _local_copy(record) is None and not HF_HUB_OFFLINE:
+            # One short request first: the hub's client retries for a minute without a network.
+            httpx.head(place, timeout=5.0)
+        net = timm.create_model(info.timm_id, pretrained=True, num_classes=0, in_chans=channels)
+    except (httpx.HTTPError, OSError) as error:
+        raise _NotToBeHadError(
+            f"the published weights of {info.timm_id} cannot be had from {place} ({_line(error)})"
+        ) from error
+    except SafetensorError as error:
+        raise ValueError(
+            f"{_local_copy(record)}, the local copy of the published weights of {info.timm_id}, is "
+            f"damaged ({error}); delete it, and it is fetched again."
+        ) from error
     return {key: value.contiguous() for key, value in net.state_dict().items()}
+
+
+def _local_copy(record: Any) -> Path | None:
+    """Where the weights of timm's record have been kept since they were last fetched."""
+    if record.hf_hub_id:
+        found = try_to_load_from_cache(record.hf_hub_id, "model.safetensors")
+        return Path(found).resolve() if isinstance(found, str) else None
+    kept = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(record.url).path).name)
+    return kept if kept.exists() else None
+
+
+def _read_published(source: str) -> Any:
+    """What a .pt or .pth file holds.
+
+    Raises:
+        ValueError: when there is no such file, it is damaged, or holds more than tensors.
+    """
+    try:
+        data = storage.read_bytes(source)
+    except FileNotFoundError:
+        raise ValueError(f"{source} does not exist.") from None
+    try:
+        _require_checksums(data)
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise  # the machine's trouble, not the file's
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        kind = f" ({found[1]})" if found else ""
+        raise ValueError(
+            f"{source} is damaged, or holds Python objects{kind} beside its tensors, which could "
+            "run code and are not read; save its state_dict() alone."
+        ) from error
+    except Exception as error:  # damaged archives and pickles raise nearly every type
+        raise ValueError(f"{source} is damaged or no file of weights ({_line(error)}).") from error
+
+
+def _require_checksums(data: bytes) -> None:
+    """Look at the checksums of an archive, which torch.load does not.
+
+    Raises:
+        zipfile.BadZipFile: when one does not fit. A damaged archive may raise other errors.
+    """
+    stream = io.BytesIO(data)
+    if not zipfile.is_zipfile(stream):
+        return  # files from before PyTorch 1.6 have none
+    with zipfile.ZipFile(stream) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"the checksum of {damaged} does not fit")
 
 
 def _find_state(loaded: Any) -> dict[str, Tensor]:
     if not isinstance(loaded, Mapping):
         return {}
-    for key in ("state_dict", "model_state_dict", "model"):
+    for key in _NESTED:
         if isinstance(loaded.get(key), Mapping):
             return _find_state(loaded[key])
     return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
+
+
+def _line(error: Exception) -> str:
+    """An error's reason, short enough for a message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
