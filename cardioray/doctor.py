@@ -15,12 +15,13 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -38,13 +39,8 @@ MIN_DISK_GIB = 2.0
 OBJECT_STORE_SHARE = 0.3
 # Shown with their versions; the other requirements share one row.
 NAMED = ("ray", "torch", "torchvision", "timm", "openvino", "numpy", "pandas", "pyarrow")
-# Installed is not importable: a missing system library or a half-installed extra shows here.
-IMPORTED = (
-    *("timm", "openvino", "cv2", "kornia", "sklearn", "pydicom", "boto3", "pytorch_grad_cam"),
-    *("ray.data", "ray.train", "ray.tune", "ray.serve"),
-)
-# A platform requires the one that it has wheels of.
-VIDEO = ("decord", "av")
+# Parts of Ray that come with its extras.
+RAY_PARTS = ("ray.data", "ray.train", "ray.tune", "ray.serve")
 
 
 @dataclass(frozen=True)
@@ -85,29 +81,29 @@ def diagnose(*, connect: bool = False) -> Diagnosis:
     """Look at the Python environment, the machine and Ray.
 
     Args:
-        connect: also join the running Ray cluster (RAY_ADDRESS, or one on this machine), list what
-            it offers, and leave it again. Never starts one.
+        connect: join the running Ray cluster (RAY_ADDRESS, or one on this machine), list what it
+            offers, and leave it again. Never starts one.
     """
+    requirements = core_requirements()
+    imported = (*modules_of(requirements), *RAY_PARTS)
     torchvision_error = import_error("torchvision")
     gpus = [] if import_error("torch") else machine.find_gpus()
     cores, memory_gib = machine.usable_cores(), machine.usable_memory_gib()
     temp = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir()))
     rows = [
         python_row(sys.version_info[:3]),
-        *library_rows(core_requirements(), installed_version),
+        *library_rows(requirements, installed_version),
         torchvision_row(
             installed_version("torch"), installed_version("torchvision"), torchvision_error
         ),
-        *import_rows(
-            {name: import_error(name) for name in (*IMPORTED, *video_modules())}, torchvision_error
-        ),
+        *import_rows({name: import_error(name) for name in imported}, torchvision_error),
         gpu_row(gpus, driver=shutil.which("nvidia-smi") is not None),
         cpu_row(machine.cpu_flags()),
         cores_row(cores),
         memory_row(memory_gib),
         shared_memory_row(machine.free_gib(Path("/dev/shm")), memory_gib),
         disk_row(temp, machine.free_gib(temp)),
-        cluster_row() if connect else local_ray_row(cores, len(gpus)),
+        cluster_row() if connect else local_ray_row(cores),
         *optional_rows(),
     ]
     return Diagnosis(tuple(rows))
@@ -287,12 +283,49 @@ def disk_row(folder: Path, free: float | None) -> Row:
     return Row("disk", f"{free:.1f} GiB free in {folder}", "problem", advice)
 
 
-def local_ray_row(cores: int, gpus: int) -> Row:
-    """What a local Ray cluster would offer, or which cluster would be joined."""
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        return Row("ray cluster", f"would join {address} (RAY_ADDRESS); --connect looks at it")
-    return Row("ray cluster", f"would start one here with {cores} CPUs and {gpus} GPUs")
+def local_ray_row(cores: int) -> Row:
+    """What Ray would offer in a local cluster, or which cluster would be joined.
+
+    Args:
+        cores: cores that this process may use.
+    """
+    name = "ray cluster"
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address != "local":
+        return Row(name, f"would join {address} (RAY_ADDRESS); --connect looks at it")
+    if missing := import_error("ray"):
+        return Row(name, f"none without Ray: {missing}", "problem")
+    try:
+        resources = ray_view()
+    except ValueError as error:
+        advice = "Look at RAY_OVERRIDE_RESOURCES, or free memory."
+        return Row(name, f"would not start: {_first_line(error)}", "problem", advice)
+    found = f"would start one here with {_offered(resources)}"
+    if resources["CPU"] <= cores:
+        return Row(name, found)
+    advice = (
+        f"This process may use {cores} of the CPUs that Ray counts, so that its workers would "
+        f"wait for each other: export RAY_OVERRIDE_RESOURCES='{{\"CPU\": {cores}}}'."
+    )
+    return Row(name, found, "optional", advice)
+
+
+def ray_view() -> dict[str, float]:
+    """What Ray itself finds on this machine for a local cluster, which is not started.
+
+    Returns:
+        Ray's resources, as `ray.cluster_resources()` gives them: "CPU", "GPU" where there are any,
+        "memory" and "object_store_memory" in bytes.
+
+    Raises:
+        ValueError: when Ray would refuse to start, for want of memory or because of
+            RAY_OVERRIDE_RESOURCES.
+    """
+    # What a node of Ray does first when it starts; Ray has no public call for it.
+    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
+
+    found: dict[str, float] = ResourceAndLabelSpec().resolve(is_head=True).to_resource_dict()
+    return found
 
 
 def cluster_row() -> Row:
@@ -315,11 +348,15 @@ def cluster_row() -> Row:
     finally:
         if joined and ray.is_initialized():
             ray.shutdown()
-    offered = (
+    return Row("ray cluster", f"{nodes} nodes: {_offered(resources)}")
+
+
+def _offered(resources: Mapping[str, float]) -> str:
+    return (
         f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs, "
-        f"{resources.get('object_store_memory', 0) / GIB:.1f} GiB object store"
+        f"{resources.get('object_store_memory', 0) / GIB:.1f} GiB object store, "
+        f"{resources.get('memory', 0) / GIB:.1f} GiB for workers"
     )
-    return Row("ray cluster", f"{nodes} nodes: {offered}")
 
 
 def optional_rows() -> list[Row]:
@@ -341,9 +378,20 @@ def optional_row(module: str, use: str, install: str) -> Row:
     return Row(module, f"does not import ({use}): {error}", "optional", install)
 
 
-def video_modules() -> list[str]:
-    """The video reader that this platform requires."""
-    return [r.name for r in core_requirements() if r.name in VIDEO]
+def modules_of(requirements: Iterable[Requirement]) -> list[str]:
+    """What the installed ones of these distributions bring to import.
+
+    Installed is not importable: a missing system library or a half-installed wheel shows when it is
+    imported. The command that helps where one is not installed is a matter of `library_rows`.
+    """
+    wanted = {canonicalize_name(requirement.name) for requirement in requirements}
+    return sorted(
+        module
+        for module, distributions in importlib.metadata.packages_distributions().items()
+        if module.isidentifier()
+        and not module.startswith("_")
+        and wanted & {canonicalize_name(name) for name in distributions}
+    )
 
 
 def core_requirements() -> list[Requirement]:

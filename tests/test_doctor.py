@@ -82,6 +82,30 @@ def test_requirements_are_those_of_this_platform_without_extras() -> None:
     assert len({"decord", "av"} & names) == 1
 
 
+def test_every_requirement_is_imported_by_the_names_it_brings() -> None:
+    requirements = doctor.core_requirements()
+    brought = set(doctor.modules_of(requirements))
+    assert {"ray", "torch", "cv2", "yaml", "PIL", "sklearn", "gdcm", "pytorch_grad_cam"} <= brought
+    assert not {"pytest", "mlflow"} & brought
+    for requirement in requirements:
+        assert doctor.modules_of([requirement]), f"{requirement} brings nothing to import"
+
+
+def test_a_requirement_that_is_installed_and_broken_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "crooked.py").write_text("raise OSError('libcrooked.so.1: cannot open')")
+    about = tmp_path / "Crooked_Library-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: Crooked_Library\nVersion: 1.0\n")
+    (about / "RECORD").write_text("crooked.py,,\nCrooked_Library-1.0.dist-info/METADATA,,\n")
+    modules = doctor.modules_of([Requirement("crooked-library>=1")])
+    (row,) = doctor.import_rows({name: doctor.import_error(name) for name in modules}, None)
+    assert (row.name, row.state) == ("import crooked", "problem")
+    assert "libcrooked" in row.finding
+
+
 def test_torchvision_beside_a_cpu_only_torch_is_named() -> None:
     error = "operator torchvision::nms does not exist"
     row = doctor.torchvision_row("2.13.0+cpu", "0.28.0", error)
@@ -200,18 +224,41 @@ class TestMachine:
         assert machine.free_gib(tmp_path / "nowhere") is None
 
 
-def test_an_address_that_is_none_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_would_be_joined_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "nowhere")
-    assert "would join nowhere" in doctor.local_ray_row(2, 0).finding
+    assert "would join nowhere" in doctor.local_ray_row(2).finding
+
+
+def test_what_ray_counts_is_shown_and_more_than_the_process_may_use_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 3, "object_store_memory": 2147483648}')
+    row = doctor.local_ray_row(3)
+    assert row.state == "ok"
+    assert row.finding.startswith("would start one here with 3 CPUs, 0 GPUs, 2.0 GiB object store")
+    row = doctor.local_ray_row(1)
+    assert row.state == "optional"
+    assert """RAY_OVERRIDE_RESOURCES='{"CPU": 1}'""" in row.advice
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", "three")
+    row = doctor.local_ray_row(3)
+    assert row.state == "problem"
+    assert "RAY_OVERRIDE_RESOURCES" in row.advice
 
 
 CONNECT = """
 import ray, sys
 from cardioray import doctor
-ray.init(address="local", num_cpus=3, _temp_dir=sys.argv[1], include_dashboard=False)
+before = doctor.ray_view()
+assert not ray.is_initialized(), "looking starts nothing"
+ray.init(address="local", _temp_dir=sys.argv[1], include_dashboard=False)
 row = doctor.cluster_row()
 assert ray.is_initialized(), "a connection that was there before is kept"
 print(row.state, row.finding)
+started = ray.cluster_resources()
+assert {k: v for k, v in before.items() if k != "memory"} == {
+    k: v for k, v in started.items() if k != "memory"  # what is free changes all the time
+}
 ray.shutdown()
 import os
 os.environ["RAY_ADDRESS"] = "nowhere"
@@ -223,7 +270,11 @@ print(row.state, row.finding, row.advice)
 
 @pytest.mark.ray
 def test_connected_the_cluster_is_listed_and_kept() -> None:
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_OVERRIDE_RESOURCES": '{"CPU": 3, "object_store_memory": 200000000}',
+    }
     environment.pop("RAY_ADDRESS", None)
     with tempfile.TemporaryDirectory(prefix="cr-", dir="/tmp") as temp:  # socket paths are short
         done = subprocess.run(
