@@ -7,7 +7,6 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -41,7 +40,8 @@ Settings = Annotated[
     ),
 ]
 ConfigFile = Annotated[
-    str | None, typer.Option("--config", help="YAML file with settings; --set wins over it.")
+    str | None,
+    typer.Option("--config", help="YAML file with settings, local or s3://; --set wins over it."),
 ]
 PatientFrom = Annotated[
     str | None,
@@ -374,7 +374,7 @@ def predict(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything.")] = Path("runs/demo"),
+    out: Annotated[str, typer.Option(help="Local folder for everything.")] = "runs/demo",
     settings: Settings = None,
 ) -> None:
     """Phantoms, ten backbones compared, the winner served, one request answered; then a stop.
@@ -384,7 +384,7 @@ def demo(
     from cardioray import config
     from cardioray.demo import DemoConfig, run_demo
 
-    run_demo(str(out), config.parse(DemoConfig, {}, settings or ()), console)
+    run_demo(out, config.parse(DemoConfig, {}, settings or ()), console)
 
 
 def _run_config(
@@ -395,7 +395,7 @@ def _run_config(
 
     values: Any = {}
     if config_file is not None:
-        values = read_yaml(storage.read_bytes(config_file).decode(), config_file) or {}
+        values = read_yaml(storage.read_bytes(config_file), config_file) or {}
         if not isinstance(values, dict):
             raise ValueError(f"{config_file} holds no sections of settings, such as `train:`.")
     overrides = list(settings or [])

@@ -177,8 +177,8 @@ def models_rollback(
 
 @models_app.command("convert")
 def models_convert(
-    source: Annotated[str, typer.Argument(help="Published .pt or .pth file.")],
-    target: Annotated[str, typer.Argument(help="The .safetensors file to write.")],
+    source: Annotated[str, typer.Argument(help="Published .pt or .pth file, local or s3://.")],
+    target: Annotated[str, typer.Argument(help="The .safetensors file to write, local or s3://.")],
 ) -> None:
     """Convert published weights to safetensors; the file cannot run code while it is read.
 

@@ -28,11 +28,11 @@ class Failed(RuntimeError):  # noqa: N818 (says what happened)
     """
 
 
-def read_yaml(text: str, source: str) -> Any:
+def read_yaml(text: str | bytes, source: str) -> Any:
     """What a YAML text says.
 
     Args:
-        text: the YAML.
+        text: the YAML, or the bytes of a file of it.
         source: what the text is, for the error.
 
     Raises:

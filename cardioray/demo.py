@@ -15,7 +15,7 @@ import httpx
 import pandas as pd
 from rich.console import Console
 
-from cardioray import config
+from cardioray import config, storage
 from cardioray.data import cluster
 from cardioray.data.pipeline import PrepareConfig, prepare
 from cardioray.evaluation.leaderboard_terminal import print_leaderboard
@@ -77,6 +77,7 @@ def run_demo(out: str, settings: DemoConfig, console: Console) -> dict[str, Any]
         The answer that the served winner gave over HTTP.
 
     Raises:
+        ValueError: when `out` is no local folder.
         Failed: when the server answers otherwise than Python, or when the demo as it stands
             has not learned what it should.
     """
@@ -85,6 +86,8 @@ def run_demo(out: str, settings: DemoConfig, console: Console) -> dict[str, Any]
     def say(text: str) -> None:
         console.rule(f"[bold]{text}[/] ({time.monotonic() - started:.0f} s)", align="left")
 
+    if storage.is_remote(out):
+        raise ValueError(f"The demo works in a local folder, and {out} is a bucket's.")
     root = Path(out).expanduser().resolve()
     say(f"1. {settings.patients} phantom patients, preset {settings.preset!r}")
     manifest = _phantoms(root, settings, console)
@@ -119,7 +122,7 @@ def run_demo(out: str, settings: DemoConfig, console: Console) -> dict[str, Any]
     console.print(f"Leaderboard: {root / 'compare' / 'leaderboard.html'}")
     console.print(f"Bundle:      {comparison.bundles[0].place}")
     console.print(f"Serve again: cardioray serve {comparison.bundles[0].place}")
-    _require_learned(settings, auc)
+    require_learned(settings, auc)
     return answer
 
 
@@ -180,8 +183,16 @@ def _held_out(comparison: Comparison, console: Console) -> dict[str, float]:
     return auc
 
 
-def _require_learned(settings: DemoConfig, auc: dict[str, float]) -> None:
-    """Whether the demo, unchanged, found what is drawn into its phantoms."""
+def require_learned(settings: DemoConfig, auc: dict[str, float]) -> None:
+    """Whether the demo, unchanged, found what is drawn into its phantoms.
+
+    Args:
+        settings: of the demo; what was made smaller or given other labels need not learn.
+        auc: "value", "low" and "high" on held-out patients.
+
+    Raises:
+        Failed: when it did not.
+    """
     if settings == DemoConfig() and not (auc["value"] >= LEAST_AUC and auc["low"] > 0.5):
         raise config.Failed(
             f"the winner's AUC on held-out patients should be at least {LEAST_AUC} with an "

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from ray_cluster import heed_interrupts
 
-from cardioray import cli, doctor
+from cardioray import cli, doctor, storage
 from cardioray.config import Failed
 from cardioray.data.shards import FORMAT_VERSION, ShardIndex, write_index
 from cardioray.storage import ChangedMeanwhile
@@ -82,6 +82,25 @@ def test_yaml_that_is_none_is_named(
     assert "settings.yaml is no YAML: line 2: " in error_of(capsys, *check, "--config", str(file))
     file.write_text("- train\n")
     assert "holds no sections" in error_of(capsys, *check, "--config", str(file))
+    file.write_bytes(b"\xff\x00\x81")
+    assert "settings.yaml is no YAML: " in error_of(capsys, *check, "--config", str(file))
+
+
+def test_settings_lie_in_a_bucket(
+    s3: str, class_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check = ("data", "check", "ffr", str(class_folders), "--config", f"{s3}/settings.yaml")
+    assert f"{s3}/settings.yaml does not exist" in error_of(capsys, *check)
+    storage.write_bytes(f"{s3}/settings.yaml", b"train: {epochs: 0}")
+    assert "epochs: Input should be greater" in error_of(capsys, *check)
+    storage.write_bytes(f"{s3}/settings.yaml", b"frames: all")
+    assert run(*check) == 0
+    assert "24 frames read" in capsys.readouterr().out
+
+
+def test_the_demo_takes_no_bucket(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = error_of(capsys, "demo", "--out", "s3://bucket/demo")
+    assert shown == "The demo works in a local folder, and s3://bucket/demo is a bucket's."
 
 
 def test_a_bucket_out_of_reach_is_one_message(

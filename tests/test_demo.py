@@ -7,6 +7,7 @@ winner that saw the test patients, a threshold fitted on them.
 from __future__ import annotations
 
 import io
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from ray_cluster import private_folder
 from rich.console import Console
 
 from cardioray.bundle import open_bundle
-from cardioray.demo import DemoConfig, run_demo
+from cardioray.config import Failed
+from cardioray.demo import DemoConfig, require_learned, run_demo
 from cardioray.machine import environment
 from cardioray.model_store import bundle_place
 from cardioray.serve.deploy import leave
@@ -78,3 +80,13 @@ def test_the_served_winner_answers_and_says_what_it_is(
     assert any("phantom" in warning for warning in answer["warnings"])
     assert "answered 200" in printed
     assert "Leaderboard: ffr" in printed
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "learned"), [(0.95, 0.9, True), (0.79, 0.6, False), (0.9, 0.5, False)]
+)
+def test_a_demo_that_learned_too_little_fails(value: float, low: float, learned: bool) -> None:
+    auc = {"value": value, "low": low, "high": 1.0}
+    require_learned(SMALL, auc)  # which is not the demo as it stands
+    with nullcontext() if learned else pytest.raises(Failed, match=f"it is {value:.3f}"):
+        require_learned(DemoConfig(), auc)
