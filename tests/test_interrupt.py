@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import ray
 import tiny_training as tiny
 from drivers import driver, interrupted
 from ray.train import UserCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from safetensors.torch import save_file
 
 from cardioray.tasks.base import Task
@@ -61,20 +63,32 @@ class CountingExceptions(UserCallback):  # type: ignore[misc]
             stream.write("raised\n")
 
 
+class SwapFile(WorkerGroupCallback):  # type: ignore[misc]
+    """Puts another file in the place of one, when workers are there and have not begun."""
+
+    def __init__(self, file: Path, other: Path) -> None:
+        self.file, self.other = file, other
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        shutil.copy(self.other, self.file)
+
+
 def test_a_value_error_of_a_worker_ends_the_run_at_once(ray_local: None, tmp_path: Path) -> None:
     shards = tiny.tiny_shards(tmp_path)
-    weights, raised = tmp_path / "other.safetensors", tmp_path / "raised"
-    other: Task = tiny.tiny_run("model.backbone=resnet10t").task
-    save_file(dict(other.build_model().backbone.net.state_dict()), weights)
-    run = tiny.tiny_run(f"model.weights={weights}", "train.recipe=auto", "scale.gpus_per_worker=0")
+    fitting, other = tmp_path / "fitting.safetensors", tmp_path / "other.safetensors"
+    for file, backbone in {fitting: "test_resnet", other: "resnet10t"}.items():
+        task: Task = tiny.tiny_run(f"model.backbone={backbone}").task
+        save_file(dict(task.build_model().backbone.net.state_dict()), file)
+    run = tiny.tiny_run(f"model.weights={fitting}", "train.recipe=auto", "scale.gpus_per_worker=0")
     assert run.train.max_failures > 0
-    with pytest.raises(ValueError, match="tensors missing"):
+    raised = tmp_path / "raised"
+    with pytest.raises(ValueError, match="does not fit"):
         train(
             run,
             shards,
             tiny.tiny_split(shards),
             str(tmp_path / "runs"),
-            callbacks=[CountingExceptions(raised)],
+            callbacks=[CountingExceptions(raised), SwapFile(fitting, other)],
         )
     assert raised.read_text() == "raised\n"
 
