@@ -128,6 +128,10 @@ def _timm_info(name: str) -> BackboneInfo:
     if not timm.is_model(name):
         error = unknown_name("backbone", name, BACKBONES)
         raise ValueError(f"{error} Any name of timm.list_models() works too.")
+    architecture, dot, _ = name.partition(".")
+    tagged = timm.list_models(f"{architecture}.*", include_tags=True)
+    if dot and name not in tagged:
+        raise unknown_name("backbone", name, tagged)
     with torch.device("meta"):
         net = timm.create_model(name, pretrained=False, num_classes=0)
     record = net.pretrained_cfg
@@ -145,6 +149,66 @@ def _timm_info(name: str) -> BackboneInfo:
         pooled=True,
         fixed_input_size=bool(record.get("fixed_input_size", False)),
     )
+
+
+@lru_cache(maxsize=64)
+def require_picture_size(info: BackboneInfo, size: int, channels: int) -> None:
+    """Refuse pictures that a backbone cannot take, before anything is started.
+
+    The ten are known by their records. Of another model, timm's record does not say it reliably
+    (windows, patches and position embeddings all ask for something else), so that a batch goes
+    through it on the meta device, where nothing is computed.
+
+    Args:
+        info: the backbone.
+        size: side of the pictures in px.
+        channels: of the pictures.
+
+    Raises:
+        ValueError: when the network does not take such pictures, or gives no pooled features of
+            them; names the sizes nearby that it takes.
+    """
+    if not info.pooled:
+        if size < info.min_input_size:
+            raise ValueError(
+                f"{info.title} needs pictures of at least {info.min_input_size} px; "
+                f"preprocess.image_size is {size}."
+            )
+        return
+    with torch.device("meta"):
+        network = Backbone(info, channels).eval()
+    reason = _why_not(network, size, channels)
+    if reason is None:
+        return
+    steps = (14, 16, 32, 64)  # patches, and the strides of most networks
+    near = {size // step * step + more for step in steps for more in (0, step)} - {0, size}
+    taken = [
+        side
+        for side in sorted(near | {info.input_size})
+        if _why_not(network, side, channels) is None
+    ]
+    if not taken:
+        raise ValueError(
+            f"{info.title} is no backbone for {channels}-channel pictures ({reason}); choose "
+            "another model.backbone."
+        )
+    raise ValueError(
+        f"{info.title} does not take pictures of {size} px ({reason}). It takes "
+        f"{' or '.join(map(str, taken))} px: set preprocess.image_size, or choose another "
+        "model.backbone."
+    )
+
+
+def _why_not(network: Backbone, size: int, channels: int) -> str | None:
+    """Why a network on the meta device gives no pooled features of pictures, or None if it does."""
+    try:
+        with torch.inference_mode():
+            features = network(torch.zeros(2, channels, size, size, device="meta"))
+    # What timm's networks raise for a shape that does not fit.
+    except (AssertionError, RuntimeError, ValueError) as error:
+        return str(error).strip().partition("\n")[0][:120].rstrip(".") or type(error).__name__
+    shape = tuple(features.shape)
+    return None if shape == (2, network.info.feature_width) else f"its features are {shape}"
 
 
 class Backbone(nn.Module):
