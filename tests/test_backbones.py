@@ -87,6 +87,12 @@ def test_a_network_that_takes_no_grey_pictures_is_no_backbone_for_them() -> None
         require_picture_size(info, 512, 1)
 
 
+def test_a_run_with_pictures_its_network_does_not_take_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="does not take pictures of 32 px .*It takes 384 px"):
+        tiny.tiny_run("model.backbone=vit_tiny_patch16_384")
+    tiny.tiny_run("model.backbone=vit_tiny_patch16_384", "preprocess.image_size=384")
+
+
 def test_pictures_too_small_for_a_backbone_are_refused_at_once() -> None:
     with pytest.raises(ValueError, match="InceptionV3 needs pictures of at least 75 px"):
         tiny.tiny_run("model.backbone=inceptionv3")

@@ -26,7 +26,6 @@ class BackboneInfo:
         feature_width: channels of the pooled feature vector.
         input_size: side in px the published weights were trained at.
         min_input_size: smallest side in px the network can take.
-        fixed_input_size: it takes no other side than `input_size`, as many transformers.
         mean: normalisation the published weights expect, per RGB channel, for values in [0, 1].
         std: as `mean`.
         parameters_millions: size without any classifier.
@@ -44,7 +43,6 @@ class BackboneInfo:
     std: tuple[float, float, float]
     parameters_millions: float
     pooled: bool = False
-    fixed_input_size: bool = False
 
 
 BACKBONES: Registry[BackboneInfo] = Registry("backbone")
@@ -147,7 +145,6 @@ def _timm_info(name: str) -> BackboneInfo:
         std=tuple(record["std"]),
         parameters_millions=round(parameters / 1e6, 2),
         pooled=True,
-        fixed_input_size=bool(record.get("fixed_input_size", False)),
     )
 
 

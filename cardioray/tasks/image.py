@@ -20,7 +20,7 @@ from cardioray.data.decoding import ImageDecoder
 from cardioray.data.image import FrameSelection, ImagePreprocess
 from cardioray.data.manifest import Manifest, read_manifest
 from cardioray.data.splits import SplitConfig
-from cardioray.models.backbones import backbone_info
+from cardioray.models.backbones import backbone_info, require_picture_size
 from cardioray.models.classifier import ImageClassifier, ImageModelConfig
 from cardioray.models.weights import load_backbone, read_weights, starting_weights
 from cardioray.targets import BinaryTarget, RegressionTarget
@@ -79,17 +79,10 @@ class ImageSettings:
 
     def __post_init__(self) -> None:
         FrameSelection.parse(self.frames)
-        info, size = backbone_info(self.model.backbone), self.preprocess.image_size
-        if size < info.min_input_size:
-            raise ValueError(
-                f"{info.title} needs pictures of at least {info.min_input_size} px; "
-                f"preprocess.image_size is {size}."
-            )
-        if info.fixed_input_size and size != info.input_size:
-            raise ValueError(
-                f"{info.title} takes pictures of {info.input_size} px only; "
-                f"preprocess.image_size is {size}."
-            )
+        pictures = self.preprocess
+        require_picture_size(
+            backbone_info(self.model.backbone), pictures.image_size, pictures.channels
+        )
 
 
 @TASKS.register("image")
