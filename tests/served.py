@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import ray
 from numpy.typing import NDArray
@@ -49,6 +50,16 @@ def png(seed: int = 0, size: int = 96) -> bytes:
     return encoded(picture(seed, size))
 
 
+def answer_to_half_an_upload(url: str, *headers: str) -> bytes:
+    """What a server says to a client that stops sending."""
+    target = httpx.URL(url)
+    head = [f"POST {target.path} HTTP/1.1", "Host: x", "Content-Type: image/png"]
+    head += ["Content-Length: 1000", *headers]
+    with socket.create_connection((target.host, target.port or 80), timeout=20) as connection:
+        connection.sendall(("\r\n".join(head) + "\r\n\r\nabc").encode())
+        return connection.recv(4096)
+
+
 def replica_pids(app: str) -> dict[str, int]:
     """Process number of each running replica, by its id."""
     details = serve.context._get_global_client().get_serve_details()
@@ -61,8 +72,8 @@ def replica_pids(app: str) -> dict[str, int]:
     }
 
 
-def logged() -> str:
-    """Everything in the log files of the cluster."""
+def logged(part: str = "") -> str:
+    """Everything in the log files of the cluster, or in those with `part` in their names."""
     session = Path(ray.get_runtime_context().get_session_name())
     files = sorted((Path(os.environ["RAY_TMPDIR"]) / "ray" / session / "logs").glob("**/*"))
-    return "\n".join(f.read_text(errors="replace") for f in files if f.is_file())
+    return "\n".join(f.read_text(errors="replace") for f in files if part in f.name and f.is_file())

@@ -14,8 +14,9 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from PIL import Image
 from ray_cluster import end_tree, private_folder
-from served import free_port, png, serving_cluster
+from served import answer_to_half_an_upload, encoded, free_port, picture, png, serving_cluster
 from tiny_bundles import tiny_bundle
 
 from cardioray.serve.auth import new_key
@@ -26,7 +27,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SMALL = (
     *("max_batch_size=1", "max_ongoing_requests=2", "max_queued_requests=3", "retry_after_s=7"),
-    "limits.max_bytes=1000000",
+    *("limits.max_bytes=1000000", "limits.max_files=2", "limits.max_frames=2", "limits.upload_s=2"),
 )
 SERVER = """
 import sys
@@ -88,14 +89,15 @@ def test_fast_mode_from_start_to_stop(bundle: Path) -> None:
     with private_folder() as folder:
         server = FastServer(bundle, folder, *SMALL, CARDIORAY_API_KEYS_SHA256=hashed)
         try:
-            assert httpx.post(server.url, content=png()).status_code == 401
+            stranger, _ = new_key()
+            for headers in ({}, {"X-API-Key": stranger}):
+                is_refused(httpx.post(server.url, content=png(), headers=headers), 401)
             with httpx.Client(headers={"X-API-Key": key}, timeout=60) as client:
                 answer = client.post(server.url, content=png(), headers={"X-Request-ID": "fast-1"})
                 assert answer.status_code == 200
                 assert answer.json()["request_id"] == "fast-1"
                 assert answer.headers.get_list("X-Request-ID") == ["fast-1"]
-                assert client.post(server.url, content=b"").status_code == 422
-                assert client.post(server.url, content=bytes(2_000_000)).status_code == 413
+                are_limits_kept(client, server.url, key)
                 is_overload_told(client, server.url)
             # Where HAProxy has just read its file again, the process before it ends its requests.
             wait_for(lambda: len(server.haproxies()) == 1)
@@ -109,6 +111,25 @@ def test_fast_mode_from_start_to_stop(bundle: Path) -> None:
             assert gone(found)()
         finally:
             end_tree(server.process.pid)
+
+
+def is_refused(answer: httpx.Response, status: int) -> None:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.json()["request_id"] == answer.headers["X-Request-ID"]
+
+
+def are_limits_kept(client: httpx.Client, url: str, key: str) -> None:
+    """An upload beyond a limit is refused, whatever HAProxy has kept of it until then."""
+    is_refused(client.post(url, content=b""), 422)
+    is_refused(client.post(url, content=bytes(2_000_000)), 413)
+    # Without a length in its head.
+    is_refused(client.post(url, content=(bytes(100_000) for _ in range(20))), 413)
+    is_refused(client.post(url, files=[("files", png())] * 3), 400)
+    pages = [Image.fromarray(picture(seed)) for seed in range(3)]
+    run = encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    is_refused(client.post(url, content=run), 422)
+    assert b" 408 " in answer_to_half_an_upload(url, f"X-API-Key: {key}").split(b"\r\n")[0]
 
 
 def is_overload_told(client: httpx.Client, url: str) -> None:

@@ -8,7 +8,6 @@ import contextlib
 import gzip
 import io
 import re
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, XRayAngiographicImageStorage, generate_uid
 from served import (
+    answer_to_half_an_upload,
     encoded,
     free_port,
     logged,
@@ -141,6 +141,18 @@ def test_a_dicom_run_is_answered_as_in_python(server: Server) -> None:
     answer = server.post(content=data, headers={"Content-Type": "application/dicom"})
     assert answer.status_code == 200
     same(answer.json(), server.predictor.predict([data]))
+
+
+def test_the_frames_of_a_run_are_chosen(server: Server) -> None:
+    frames = [picture(3), *[picture(4)] * 5]
+    run = dicom(NumberOfFrames=6, PixelData=b"".join(frame.tobytes() for frame in frames))
+    for frame, chosen in {"all": frames, "0-1": frames[:2], "5": frames[5:]}.items():
+        answer = server.post(content=run, params={"frame": frame})
+        same(answer.json(), server.predictor.predict(chosen))
+    answer = server.post(content=run, params={"frame": "contrast"})
+    refused(answer, 422, "No arrival of contrast medium stands out in the 6 frames")
+    assert "?frame= chooses among the frames of a file: all, contrast" in answer.json()["accepted"]
+    refused(server.post(content=run, params={"frame": "4-6"}), 422, "the file has 6 frame(s)")
 
 
 @pytest.mark.parametrize("count", [5, 10])
@@ -298,7 +310,12 @@ BAD_REQUESTS = {
     "too large in parts": (multipart(*[part(b"x" * 500_000)] * 5), 413, "at most"),
     "unknown model": ({"content": b"x", "params": {"model": "tyni"}}, 404, "Did you mean 'tiny'"),
     "unknown overlay": ({"content": b"x", "params": {"overlay": "cam"}}, 400, "scorecam"),
-    "unknown parameter": ({"content": b"x", "params": {"modle": "a"}}, 400, "Known: model, over"),
+    "unknown frame": ({"content": b"x", "params": {"frame": "some"}}, 400, "'all', 'contrast'"),
+    "unknown parameter": (
+        {"content": b"x", "params": {"modle": "a"}},
+        400,
+        "Known: frame, model, over",
+    ),
 }
 
 
@@ -319,14 +336,7 @@ def test_a_stream_without_a_length_is_refused_beyond_the_limit(server: Server) -
 
 
 def test_an_upload_that_does_not_arrive_is_given_up(server: Server) -> None:
-    host, port = httpx.URL(server.url).host, httpx.URL(server.url).port
-    with socket.create_connection((host, port or 80), timeout=20) as connection:
-        connection.sendall(
-            b"POST /v1/ffr HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
-            b"Content-Length: 1000\r\n\r\nabc"
-        )
-        answer = connection.recv(4096)
-    assert b" 408 " in answer.split(b"\r\n")[0]
+    assert b" 408 " in answer_to_half_an_upload(server.url).split(b"\r\n")[0]
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])

@@ -440,19 +440,23 @@ def test_a_waiting_batcher_starts_early_when_the_batch_is_full() -> None:
     assert network.batches == [[0, 1, 2, 3]]
 
 
+def model_with(decoder: Any) -> Any:
+    return SimpleNamespace(predictor=SimpleNamespace(task=SimpleNamespace(decoder=decoder)))
+
+
 @pytest.mark.parametrize(
     ("raised", "answered"), [(ZeroDivisionError, Problem), (MemoryError, None)]
 )
 def test_only_the_file_is_blamed_for_what_is_in_it(
     raised: type[Exception], answered: type[Exception] | None
 ) -> None:
-    def decode(data: bytes, max_frames: int) -> None:
+    def decode(data: bytes, frames: str | None, max_frames: int) -> None:
         raise raised
 
     replica = SimpleNamespace(_threads=Threads.start(decoders=1), settings=settings())
-    model = SimpleNamespace(predictor=SimpleNamespace(decode=decode))
+    model = model_with(SimpleNamespace(decode=decode))
     with pytest.raises(answered or raised) as error:
-        asyncio.run(Answerer._decode(cast(Any, replica), cast(Any, model), b""))
+        asyncio.run(Answerer._decode(cast(Any, replica), model, b"", None))
     if isinstance(error.value, Problem):
         assert error.value.status == 422
 
@@ -463,7 +467,7 @@ class Decoder:
     def __init__(self) -> None:
         self.files: list[bytes] = []
 
-    def decode(self, data: bytes, max_frames: int) -> list[DecodedSample]:
+    def decode(self, data: bytes, frames: str | None, max_frames: int) -> list[DecodedSample]:
         self.files.append(data)
         if data == b"x":
             raise UnreadableImage("no picture")
@@ -476,11 +480,11 @@ def test_a_refused_study_is_decoded_no_further(decoders: int) -> None:
     replica = SimpleNamespace(
         _threads=Threads.start(decoders), _decoders=decoders, settings=settings()
     )
-    replica._decode = lambda model, data: Answerer._decode(cast(Any, replica), model, data)
-    model = cast(Any, SimpleNamespace(predictor=decoder))
+    replica._decode = lambda *given: Answerer._decode(cast(Any, replica), *given)
+    model = model_with(decoder)
 
     def decoded(files: list[bytes]) -> list[DecodedSample]:
-        return asyncio.run(Answerer.decode(cast(Any, replica), model, files, 1))
+        return asyncio.run(Answerer.decode(cast(Any, replica), model, files, None, 1))
 
     kept = decoded([b"ab", b"c", b"d"])
     assert [int(s.arrays["image"][0]) for s in kept] == list(b"abcd")

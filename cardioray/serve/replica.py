@@ -88,7 +88,7 @@ class Answerer:
         check_models(self.catalogue.models)
 
     async def decode(
-        self, model: Model, files: Sequence[bytes], pictures: int
+        self, model: Model, files: Sequence[bytes], frame: str | None, pictures: int
     ) -> list[DecodedSample]:
         """The frames of a study.
 
@@ -98,6 +98,7 @@ class Answerer:
         Args:
             model: whose decoder.
             files: contents of the files.
+            frame: which frames of each file, or None for the model's own choice.
             pictures: of how many frames the whole picture is kept, to be drawn on.
 
         Raises:
@@ -108,7 +109,7 @@ class Answerer:
         step = self._decoders
         for start in range(0, len(files), step):
             pieces = await asyncio.gather(
-                *(self._decode(model, data) for data in files[start : start + step]),
+                *(self._decode(model, data, frame) for data in files[start : start + step]),
                 return_exceptions=True,
             )
             for piece in pieces:
@@ -120,12 +121,12 @@ class Answerer:
             samples[pictures:] = [sample.without_picture() for sample in samples[pictures:]]
         return samples
 
-    async def _decode(self, model: Model, data: bytes) -> list[DecodedSample]:
+    async def _decode(self, model: Model, data: bytes, frame: str | None) -> list[DecodedSample]:
         loop = asyncio.get_running_loop()
         most = self.settings.limits.max_frames
         try:
             return await loop.run_in_executor(
-                self._threads.decode, model.predictor.decode, data, most
+                self._threads.decode, model.predictor.task.decoder.decode, data, frame, most
             )
         except UnreadableImage as error:
             raise unreadable(str(error)) from None

@@ -16,6 +16,7 @@ from cardioray import __version__
 from cardioray.bundle import CARD
 from cardioray.data.decoding import DecodedSample
 from cardioray.data.frames import ACCEPTED as ACCEPTED_FILES
+from cardioray.data.frames import FrameSelection
 from cardioray.serve.hosting import Model, describe
 from cardioray.serve.middleware import (
     Gatekeeper,
@@ -33,8 +34,16 @@ if TYPE_CHECKING:
 ASSETS = "/docs-assets"
 # Probes have no key, and the documentation holds no secret; a browser could not send a key for it.
 OPEN_PATHS = ("/live", "/ready", "/docs", "/openapi.json", ASSETS)
-_PARAMETERS = {"model", "overlay"}
+_PARAMETERS = {"frame", "model", "overlay"}
+_FRAME = (
+    "chooses among the frames of a file: all, contrast, one such as 12, or a range such as 10-20, "
+    "counted from 0"
+)
 
+Frame = Annotated[
+    str | None,
+    Query(max_length=20, description=f"{_FRAME.capitalize()}; the model's own choice by default"),
+]
 ModelName = Annotated[str | None, Query(description="Name of the model; the first by default")]
 OverlayMethod = Annotated[
     Literal["gradcam", "gradcam++", "scorecam"] | None,
@@ -84,15 +93,17 @@ def _add_answers(app: FastAPI, replica: Answerer) -> None:
     async def predict(
         request: Request,
         model: ModelName = None,
+        frame: Frame = None,
         overlay: OverlayMethod = None,
     ) -> Response:
         """Answer for one study: one or several files, each with one or several frames."""
         record = record_of(request)
         _refuse_unknown_parameters(request)
+        _refuse_unknown_frame(frame)
         chosen = replica.catalogue.get(model)
         record.model = chosen.name
         drawn = replica.settings.limits.max_overlays if overlay else 0
-        samples = await _read_study(request, replica, chosen, drawn)
+        samples = await _read_study(request, replica, chosen, frame, drawn)
         answer = await replica.answer(chosen, samples)
         if overlay:
             answer["overlays"] = await _overlays(replica, chosen, samples[:drawn], overlay)
@@ -109,18 +120,18 @@ def _add_answers(app: FastAPI, replica: Answerer) -> None:
 
 
 async def _read_study(
-    request: Request, replica: Answerer, model: Model, pictures: int
+    request: Request, replica: Answerer, model: Model, frame: str | None, pictures: int
 ) -> list[DecodedSample]:
     """The frames of the request's files; a problem with them says what is accepted."""
     record, limits = record_of(request), replica.settings.limits
     try:
         files = await read_upload(request, limits)
         record.received = sum(len(file) for file in files)
-        samples = await replica.decode(model, files, pictures)
+        samples = await replica.decode(model, files, frame, pictures)
     except Problem as problem:
         problem.accepted = (
             f"{ACCEPTED_FILES} A request may hold {size_text(limits.max_bytes)}, "
-            f"{limits.max_files} files and {limits.max_frames} frames."
+            f"{limits.max_files} files and {limits.max_frames} frames; ?frame= {_FRAME}."
         )
         raise
     record.frames = len(samples)
@@ -142,6 +153,13 @@ def _refuse_unknown_parameters(request: Request) -> None:
         raise malformed(
             f"{len(unknown)} unknown query parameter(s). Known: {', '.join(sorted(_PARAMETERS))}."
         )
+
+
+def _refuse_unknown_frame(frame: str | None) -> None:
+    try:
+        FrameSelection.parse(frame or "all")
+    except ValueError as error:
+        raise malformed(str(error)) from None
 
 
 def _add_models(app: FastAPI, replica: Answerer) -> None:
