@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ import pytest
 from ray import serve
 from ray._private.worker import get_dashboard_url
 from ray.serve.config import HTTPOptions
-from served import free_port, png, replica_pids, serving_cluster
+from served import free_port, logged, png, replica_pids, serving_cluster
 from tiny_bundles import renamed, tiny_bundle
 
 import cardioray
@@ -76,6 +77,15 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         yield Stage(port, tiny_bundle(), second)
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A request that was not answered with 200."""
+
+    request_id: str
+    began: float
+    ended: float
+
+
 @dataclass
 class Load:
     """Clients that ask one question after another and try once more where they get no answer."""
@@ -85,8 +95,8 @@ class Load:
     retries: int = 1
     statuses: Counter[int] = field(default_factory=Counter)
     models: list[str] = field(default_factory=list)
-    failed: int = 0
-    retried: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    given_up: int = 0
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Load]:
@@ -104,19 +114,20 @@ class Load:
         data = png(seed)
         with httpx.Client(timeout=60) as client:
             while not stop.is_set():
-                for attempt in range(1 + self.retries):
-                    answer = self._once(client, data)
+                for _ in range(1 + self.retries):
+                    request_id, began = uuid.uuid4().hex, time.monotonic()
+                    answer = self._once(client, data, request_id)
                     if answer is not None and answer.status_code == 200:
                         self.models.append(answer.json()["model"])
                         break
-                    self.retried += attempt < self.retries
+                    self.failures.append(Failure(request_id, began, time.monotonic()))
                     time.sleep(0.05)
                 else:
-                    self.failed += 1
+                    self.given_up += 1
 
-    def _once(self, client: httpx.Client, data: bytes) -> httpx.Response | None:
+    def _once(self, client: httpx.Client, data: bytes, request_id: str) -> httpx.Response | None:
         try:
-            answer = client.post(self.url, content=data)
+            answer = client.post(self.url, content=data, headers={"X-Request-ID": request_id})
         except httpx.TransportError:
             return None
         self.statuses[answer.status_code] += 1
@@ -172,19 +183,24 @@ def test_keys_are_asked_for(stage: Stage, tmp_path: Path) -> None:
         assert "X-API-Key" in answer.json()["detail"]
 
 
-def test_a_killed_replica_costs_no_request_of_a_client_that_tries_again(stage: Stage) -> None:
+def test_a_killed_replica_costs_the_requests_it_was_answering_and_no_others(stage: Stage) -> None:
     with stage.application("pair", scaling=TWO) as url:
         before = replica_pids("pair")
-        assert len(before) == 2
+        lost, other = before
         with Load(url, clients=8).running() as load:
             wait_for(lambda: load.statuses[200] > 50)
-            os.kill(next(iter(before.values())), signal.SIGKILL)
+            killing = time.monotonic()
+            os.kill(before[lost], signal.SIGKILL)
+            killed = time.monotonic()
             wait_for(lambda: len(set(replica_pids("pair")) - set(before)) == 1)
             done = load.statuses[200]
             wait_for(lambda: load.statuses[200] > done + 50)
-        assert load.failed == 0
-        # Only what the lost replica was executing: one request a client at the most.
-        assert load.retried <= 8
+        assert load.given_up == 0
+        # What failed was under way when the replica was lost, and not with the other one.
+        assert all(each.began < killed and killing < each.ended for each in load.failures)
+        answered = logged(other)
+        assert answered.count("POST predict 200") > 50
+        assert not any(each.request_id in answered for each in load.failures)
 
 
 def test_production_is_followed_without_a_failed_request(stage: Stage, tmp_path: Path) -> None:
@@ -205,7 +221,7 @@ def test_production_is_followed_without_a_failed_request(stage: Stage, tmp_path:
         time.sleep(1)
         done = len(load.models)
         wait_for(lambda: len(load.models) > done + 20)
-    assert load.failed == 0
+    assert load.failures == []
     assert set(load.statuses) == {200}
 
 
@@ -229,7 +245,7 @@ def test_decoding_and_network_apart_answer_the_same(stage: Stage, tmp_path: Path
             wait_for(lambda: len(load.models) > 10)
             promote(store, str(other.path))
             wait_for(lambda: load.models[-1] == "third")
-        assert load.failed == 0
+        assert load.failures == []
         assert len(replica_pids("apart")) == 2
 
 
