@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny_training as tiny
-import torch
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from safetensors.torch import save_file
@@ -71,9 +70,10 @@ def test_a_trial_that_is_taken_up_again_is_compared_at_its_own_epoch() -> None:
 
 def test_grace_begins_when_the_whole_network_learns(tmp_path: Path) -> None:
     weights = tmp_path / "weights.safetensors"
-    save_file({"any": torch.zeros(1)}, weights)
+    net = run_of().task.build_model().backbone.net
+    save_file(dict(net.state_dict()), weights)
     run = run_of(f"model.weights={weights}")
-    epochs = [stage.epochs for stage in context_of(run, tmp_path).stages(BACKBONES)]
+    epochs = [stage.epochs for stage in context_of(run, tmp_path).stages(["test_resnet"])]
     assert epochs == [10, 6]
     assert rungs(asha_scheduler(AshaConfig(grace_epochs=2, reduction_factor=4), epochs)) == [12]
     assert asha_scheduler(AshaConfig(grace_epochs=6), epochs) is None

@@ -69,7 +69,7 @@ def read_keys(file: str | None, environment: Mapping[str, str] = os.environ) -> 
     for path in (file, environment.get(FILE_VARIABLE)):
         if path:
             try:
-                text = storage.read_bytes(path).decode()
+                text = storage.read_bytes(storage.absolute(path)).decode()
             except (OSError, UnicodeDecodeError) as error:
                 raise ValueError(f"The API key file {path} cannot be read: {error}.") from None
             hashes += _parse(text, path)
