@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,11 +167,11 @@ def test_jobs_make_a_model_that_serve_run_and_serve_deploy_bring_to_answer(
     assert open_bundle(bundle_place(str(comparison))).task == "ffr"
 
     answers, figures = tmp_path / "answers.csv", tmp_path / "figures"
-    predict = ["jobs/predict.py", str(comparison), str(pictures[0])]
-    ray_head.succeeds(*predict, "--out", str(answers))
+    predict = ["jobs/predict.py", str(comparison), str(pictures[0]), "--out", str(answers)]
+    evaluate = ["jobs/evaluate.py", str(comparison), "--data", str(data), "--out", str(figures)]
+    with ThreadPoolExecutor(2) as side_by_side:
+        list(side_by_side.map(lambda words: ray_head.succeeds(*words), [predict, evaluate]))
     [row] = pd.read_csv(answers).to_dict("records")
-    evaluate = ["jobs/evaluate.py", str(comparison), "--data", str(data)]
-    ray_head.succeeds(*evaluate, "--out", str(figures))
     assert (figures / "metrics.json").exists()
 
     def answers_as_the_job_did() -> None:
