@@ -56,10 +56,10 @@ class DemoConfig:
         shuffle_labels: give every patient another one's label, so that nothing can be learned.
     """
 
-    patients: int = 144
+    patients: int = 112
     preset: str = "clear"
-    image_size: int = 80
-    epochs: int = 6
+    image_size: int = 75
+    epochs: int = 5
     batch_size: int = 16
     learning_rate: float = 1e-3
     backbones: str = "all"
