@@ -13,6 +13,7 @@ from benchmarks import gate as gate_benchmark
 from benchmarks import serving as serving_benchmark
 from benchmarks import shards as shards_benchmark
 from benchmarks import training as training_benchmark
+from benchmarks import video_decoding as decoding_benchmark
 from benchmarks.report import PAGE, Report, write_page
 from cardioray import config
 
@@ -65,6 +66,13 @@ def autoscaling(overrides: Overrides = None) -> None:
     """Replicas that come and go with the load, and what a killed one costs."""
     settings = config.parse(autoscaling_benchmark.AutoscalingSettings, {}, overrides or ())
     finish(autoscaling_benchmark.run(settings))
+
+
+@app.command()
+def video_decoding(overrides: Overrides = None) -> None:
+    """Echo clips a second beside OpenCV, bare decord and torchcodec."""
+    settings = config.parse(decoding_benchmark.DecodingSettings, {}, overrides or ())
+    finish(decoding_benchmark.run(settings))
 
 
 @app.command()

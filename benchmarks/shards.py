@@ -87,6 +87,7 @@ def run(settings: ShardSettings) -> Report:
                 labels=encode_labels(task, shards.samples),
                 cached=kind == CACHED,
                 device=torch.device("cpu"),
+                sampler=task.sampler,
             )
             for kind in (CACHED, STREAMED)
         }

@@ -131,6 +131,31 @@ def phantom_angiogram(
     console.print(f"{len(manifest)} frames of {patients} patients in {out}: {counts}")
 
 
+@phantom_app.command("echo")
+def phantom_echo(
+    out: Annotated[str, typer.Argument(help="Empty folder or s3:// prefix.")],
+    patients: Annotated[int, typer.Option(min=1, help="Patients to draw.")] = 60,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    preset: Annotated[str, typer.Option(help="Difficulty: clear, standard or hard.")] = "standard",
+) -> None:
+    """Draw echo studies (A4C, A2C, PLAX) whose EF and CMR findings are known.
+
+    Writes EchoNet's FileList.csv, VolumeTracings.csv and Videos/, and manifests with all views.
+
+    Example: `cardioray phantom echo echoes --patients 60 --seed 1`
+    """
+    from cardioray.phantoms.echo import write_echoes
+    from cardioray.phantoms.echo_config import ECHO_PRESETS
+
+    config = ECHO_PRESETS.get(preset)
+    with progress_bar(console, "drawing patients", patients) as advance:
+        manifest = write_echoes(out, patients, seed=seed, config=config, on_progress=advance)
+    low = manifest.drop_duplicates("patient_id")["ef"].lt(50).sum()
+    console.print(
+        f"{len(manifest)} cines of {patients} patients in {out}; EF below 50 % in {low} patients."
+    )
+
+
 @data_app.command("check")
 def data_check(
     task: TaskName,
@@ -152,7 +177,7 @@ def data_check(
             manifest,
             *built.targets,
             splits=built.split,
-            frames=built.decoder.selection,
+            decoder=built.decoder,
             on_progress=advance,
         )
     print_report(report, console)
@@ -192,6 +217,38 @@ def data_prepare(
     console.print(
         f"{shards.index.num_samples} samples in {out}; {shards.index.num_bad} files in quarantine."
     )
+
+
+@data_app.command("deidentify")
+def data_deidentify(
+    data: Annotated[str, typer.Argument(help="Folder with DICOM ultrasound; local or s3://.")],
+    out: Annotated[str, typer.Argument(help="Empty folder or s3:// prefix.")],
+    key: Annotated[
+        str, typer.Option(help="File that will say who is who; not below OUT, for you alone.")
+    ],
+    image_size: Annotated[int, typer.Option(min=16, help="Side of the frames in px.")] = 112,
+) -> None:
+    """Write ultrasound cines without names: masked to the sector, cropped, as AVI.
+
+    Example: `cardioray data deidentify dicom public --key ~/keys/public.csv`
+    """
+    from cardioray.data.clip import ClipPreprocess
+    from cardioray.data.deidentify import deidentify
+
+    with progress_bar(console, "de-identifying", 0) as advance:
+        done = deidentify(
+            data,
+            out,
+            key,
+            preprocess=ClipPreprocess(image_size=image_size),
+            on_progress=advance,
+        )
+    patients = done.manifest["patient_id"].nunique()
+    console.print(f"{len(done.manifest)} cines of {patients} patients in {out}; key in {key}.")
+    for file, reason in done.refused[:10]:
+        console.print(f"[yellow]not written[/yellow]  {escape(file)}: {escape(reason)}")
+    if len(done.refused) > 10:
+        console.print(f"and {len(done.refused) - 10} more, see {out}/quarantine.csv")
 
 
 @app.command()

@@ -116,11 +116,21 @@ def serve_key() -> None:
 @commands.command()
 def explain(
     bundle: BundlePath,
-    image: Annotated[str, typer.Argument(help="A picture or DICOM file.")],
-    method: Annotated[str, typer.Option(help="gradcam, gradcam++ or scorecam.")] = "gradcam++",
-    out: Annotated[str, typer.Option(help="PNG to write.")] = "explanation.png",
+    image: Annotated[str, typer.Argument(help="A picture, a video, or a DICOM file.")],
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="gradcam, gradcam++ (of pictures the default) or scorecam; of cines gradcam."
+        ),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="PNG, or MP4 of a cine, to write; explanation.png or .mp4 by default."),
+    ] = None,
 ) -> None:
-    """Show where in a picture an answer comes from.
+    """Show where in a picture, or where and when in a cine, an answer comes from.
+
+    Beside the MP4 of a cine, a CSV of the same name holds the importance of every frame.
 
     Example: `cardioray explain runs/ffr/bundles/densenet121 frame.png --method gradcam++`
     """
@@ -129,8 +139,15 @@ def explain(
 
     predictor = load(bundle)
     sample = predictor.decode(storage.read_bytes(image))[0]
-    storage.write_bytes(out, predictor.explanation(sample, method))
+    found = predictor.explanation(sample, method)
+    out = out or f"explanation.{found.media_type.rsplit('/', 1)[-1]}"
+    storage.write_bytes(out, found.content)
     console.print(f"Wrote {out}")
+    if found.importance:
+        table = out.rsplit(".", 1)[0] + ".csv"
+        lines = [f"{frame},{value:.4f}" for frame, value in enumerate(found.importance)]
+        storage.write_bytes(table, "\n".join(["frame,importance", *lines, ""]).encode())
+        console.print(f"Wrote {table}")
 
 
 @models_app.command("list")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,15 +20,19 @@ from torch import nn
 
 from cardioray import storage
 from cardioray.bundle import MODEL, Bundle, BundleError, open_bundle
+from cardioray.data.clip import CLIP
 from cardioray.data.decoding import DecodedSample, ImageDecoder
 from cardioray.data.frames import MAX_FRAMES
 from cardioray.data.image import UnreadableImage
+from cardioray.data.sampling import VALID, one_batch, stacked, windows_of
+from cardioray.data.video_writing import encode_video
 from cardioray.evaluation.operating_point import (
     BinaryOperatingPoint,
     OperatingPoint,
     RegressionOperatingPoint,
 )
 from cardioray.model_store import bundle_place
+from cardioray.models.backbones import NoFeatureMap
 from cardioray.models.classifier import ImageClassifier
 from cardioray.models.gate import InputGate
 from cardioray.models.runtime import (
@@ -38,11 +43,14 @@ from cardioray.models.runtime import (
     TorchRuntime,
     use_bf16,
 )
+from cardioray.models.video import VideoModel
 from cardioray.tasks import Task, make_task
 from cardioray.tasks.base import LabelStatistics
+from cardioray.tasks.video import VideoTask
 
 if TYPE_CHECKING:
     from cardioray.explain.cam import Explainer
+    from cardioray.explain.clip_cam import ClipExplainer
 
 OPENVINO = "openvino"
 OPERATING_POINTS = "thresholds.json"
@@ -51,9 +59,12 @@ GATE = "gate.safetensors"
 # The samples that took part in making the model, by their content (`digest_numbers`).
 SEEN = "seen.safetensors"
 TOLERANCE = "tolerance.json"
-MAX_BATCH = 32
 # Longer side of the pictures that heat maps are sent on.
 OVERLAY_PX = 2048
+# Windows of a cine that are explained: each costs a forward and a backward pass.
+EXPLAINED_WINDOWS = 4
+# How fast the overlay of a cine of unknown rate is played.
+PLAYED_FPS = 30.0
 
 Item = bytes | str | Path | NDArray[Any]
 
@@ -63,27 +74,66 @@ class ModelOutputs:
     """What the network says of some samples.
 
     Attributes:
-        scores: per target, uncalibrated probabilities or numbers (N,).
-        features: pooled features (N, D).
+        scores: per target, uncalibrated probabilities or numbers (N,); means over the windows of
+            a sample that the network saw.
+        features: pooled features (N, D), means too.
+        windows: per target and sample, the score of every window; a picture has one.
     """
 
     scores: Mapping[str, NDArray[np.float32]]
     features: NDArray[np.float32]
+    windows: Mapping[str, Sequence[NDArray[np.float32]]]
 
     def __len__(self) -> int:
         return len(self.features)
 
     def __getitem__(self, part: slice) -> ModelOutputs:
-        return ModelOutputs({k: v[part] for k, v in self.scores.items()}, self.features[part])
-
-    @staticmethod
-    def join(pieces: Sequence[ModelOutputs]) -> ModelOutputs:
-        """The outputs of several batches as one."""
-        names = pieces[0].scores
         return ModelOutputs(
-            {name: np.concatenate([piece.scores[name] for piece in pieces]) for name in names},
-            np.concatenate([piece.features for piece in pieces]),
+            {k: v[part] for k, v in self.scores.items()},
+            self.features[part],
+            {k: v[part] for k, v in self.windows.items()},
         )
+
+    @classmethod
+    def of_windows(
+        cls,
+        counts: Sequence[int],
+        scores: Mapping[str, NDArray[np.float32]],
+        features: NDArray[np.float32],
+    ) -> ModelOutputs:
+        """The outputs for samples from those for their windows.
+
+        Args:
+            counts: windows of each sample, in order.
+            scores: per target, of every window.
+            features: of every window.
+        """
+        if all(count == 1 for count in counts):
+            windows = {k: [v[i : i + 1] for i in range(len(v))] for k, v in scores.items()}
+            return cls(scores, features, windows)
+        edges = np.cumsum(counts)[:-1]
+        parts = {name: np.split(values, edges) for name, values in scores.items()}
+        means = {
+            name: np.array([part.mean(dtype=np.float64) for part in own], np.float32)
+            for name, own in parts.items()
+        }
+        pooled = np.stack([part.mean(axis=0) for part in np.split(features, edges)])
+        return cls(means, pooled, parts)
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """A picture or video of where an answer comes from.
+
+    Attributes:
+        content: the file.
+        media_type: "image/png" or "video/mp4".
+        importance: of a cine, the share of evidence in each frame, of the largest; else empty.
+    """
+
+    content: bytes
+    media_type: str
+    importance: tuple[float, ...] = ()
 
 
 class Predictor:
@@ -127,6 +177,7 @@ class Predictor:
         self.bf16 = use_bf16(precision, device)
         self._model: nn.Module | None = None
         self._explainer: Explainer | None = None
+        self._clip_explainer: ClipExplainer | None = None
         self._runtime: Runtime | None = None
         if not network:
             return
@@ -179,12 +230,23 @@ class Predictor:
         """
         if not samples:
             raise UnreadableImage("No file was given; at least one frame is needed.")
-        pieces = []
-        for start in range(0, len(samples), MAX_BATCH):
-            batch = samples[start : start + MAX_BATCH]
-            arrays = tuple(np.stack([s.arrays[name] for s in batch]) for name in self.task.columns)
-            pieces.append(self._run(arrays))
-        return ModelOutputs.join(pieces)
+        sampler, most = self.task.sampler, self.task.max_batch
+        counts = np.zeros(len(samples), int)
+        scores: list[Mapping[str, NDArray[np.float32]]] = []
+        features: list[NDArray[np.float32]] = []
+        stored = ((np.array([i]), one_batch(s.arrays)) for i, s in enumerate(samples))
+        for owners, arrays in windows_of(stored, sampler, most, thorough=True):
+            own_scores, own_features = self._run(tuple(arrays[name] for name in self.task.columns))
+            np.add.at(counts, owners, 1)
+            scores.append(own_scores)
+            features.append(own_features)
+        joined = {name: np.concatenate([part[name] for part in scores]) for name in scores[0]}
+        return ModelOutputs.of_windows(counts.tolist(), joined, np.concatenate(features))
+
+    def passes(self, samples: Sequence[DecodedSample]) -> int:
+        """How many forward passes `infer` takes for some samples."""
+        windows = sum(self.task.sampler.count(sample.arrays) for sample in samples)
+        return -(-windows // self.task.max_batch)
 
     def answer(self, samples: Sequence[DecodedSample], outputs: ModelOutputs) -> dict[str, Any]:
         """The answer for one study from what the network said of its frames."""
@@ -201,43 +263,90 @@ class Predictor:
                 answers[target.name] = _number_answer(point, target.unit, frames)
         return {
             **answers,
+            **self.task.details(samples, outputs.windows),
             "model": self.bundle.name,
             "bundle": self.bundle.identity,
             "frames": len(samples),
-            "warnings": [*self.bundle.metadata["warnings"], *self._gate_warnings(samples, outputs)],
+            "warnings": [
+                *self.bundle.metadata["warnings"],
+                *self.task.doubts(samples),
+                *self._gate_warnings(samples, outputs),
+            ],
         }
 
-    def overlay(self, sample: DecodedSample, method: str = "gradcam++") -> bytes:
-        """A frame with its heat map for the class the headline answer names, as PNG.
+    def overlay(self, sample: DecodedSample, method: str | None = None) -> Overlay:
+        """A frame or cine with its heat for the class the headline answer names.
 
         A frame whose longer side has more than 2,048 px is shrunk to that.
 
         Args:
-            sample: one frame.
-            method: one of `cardioray.explain.cam.METHODS`.
+            sample: one frame, or one cine.
+            method: one of `cardioray.explain.cam.METHODS`; of a cine, "gradcam" alone. By default
+                "gradcam++" of a frame.
+
+        Returns:
+            A PNG, or an MP4 with the importance of every frame.
 
         Raises:
             ValueError: for an unknown method, and for a network that has no feature map.
         """
+        if isinstance(self.task, VideoTask):
+            return self._cine_overlay(sample, method or "gradcam", self.task)
         from cardioray.explain.cam import overlay  # with all it loads; answers need none of it
 
+        method = method or "gradcam++"
         sample = replace(sample, picture=_shrunk(sample.picture, OVERLAY_PX))
         heat = self._heat_map(sample, method, self._headline(sample))
         stream = io.BytesIO()
         Image.fromarray(overlay(sample.picture, heat)).save(stream, format="PNG")
-        return stream.getvalue()
+        return Overlay(stream.getvalue(), "image/png")
 
-    def explanation(self, sample: DecodedSample, method: str = "gradcam++") -> bytes:
-        """The frame, its heat map and the overlay side by side, titled with the answer, as PNG."""
+    def explanation(self, sample: DecodedSample, method: str | None = None) -> Overlay:
+        """The frame, its heat map and the overlay side by side, titled with the answer, as PNG.
+
+        Of a cine, what `overlay` gives.
+        """
+        if isinstance(self.task, VideoTask):
+            return self.overlay(sample, method)
         from cardioray.explain.cam import Explanation, explain_grid
 
+        method = method or "gradcam++"
         answer = self._headline(sample)
         if "class" in answer:
             title = f"{answer['class']}, probability {answer['probability']:.2f}"
         else:
             title = f"{answer['value']:.3g} {answer['unit']}".rstrip()
         heat = self._heat_map(sample, method, answer)
-        return explain_grid([Explanation(sample.picture, heat, title)])
+        return Overlay(explain_grid([Explanation(sample.picture, heat, title)]), "image/png")
+
+    def _cine_overlay(self, sample: DecodedSample, method: str, task: VideoTask) -> Overlay:
+        from cardioray.explain.clip_cam import ClipExplainer, assemble, overlay_frames
+
+        if method != "gradcam":
+            raise NoFeatureMap(
+                f"Of cines there is no {method}: the map over time is made by gradcam alone."
+            )
+        if self._clip_explainer is None:
+            assert isinstance(self.model, VideoModel)
+            self._clip_explainer = ClipExplainer(self.model)
+        clip, sampling, name = sample.arrays[CLIP], task.sampler, task.targets[0].name
+        answer = self._headline(sample)
+        starts = sampling.starts(len(clip), thorough=True)
+        chosen = np.unique(np.linspace(0, len(starts) - 1, EXPLAINED_WINDOWS).round().astype(int))
+        heats = []
+        for index in chosen:
+            window = sampling.cut(clip, starts[index])
+            heats.append(
+                self._clip_explainer.window(
+                    window[CLIP], int(window[VALID]), name, prediction=answer.get("prediction")
+                )
+            )
+        found = assemble(heats, [starts[index] for index in chosen], sampling.stride, len(clip))
+        fps = sample.facts.get("fps", math.nan)
+        video = encode_video(
+            overlay_frames(clip, found), PLAYED_FPS if math.isnan(fps) else fps, "mp4"
+        )
+        return Overlay(video, "video/mp4", tuple(float(value) for value in found.importance))
 
     def _headline(self, sample: DecodedSample) -> dict[str, Any]:
         answer: dict[str, Any] = self.answer([sample], self.infer([sample]))
@@ -277,7 +386,8 @@ class Predictor:
         Returns:
             True for each that is a training, validation or calibration sample; shape (N,).
         """
-        digests = digest_numbers([sample.digest(self.task.columns) for sample in samples])
+        stored = self.task.decoder.columns
+        digests = digest_numbers([sample.digest(stored) for sample in samples])
         return np.isin(digests, self._seen)
 
     def _decode_item(self, item: Item) -> list[DecodedSample]:
@@ -286,15 +396,18 @@ class Predictor:
         data = item if isinstance(item, bytes) else storage.read_bytes(str(item))
         return self.decode(data)
 
-    def _run(self, arrays: tuple[NDArray[np.uint8], ...]) -> ModelOutputs:
+    def _run(
+        self, arrays: tuple[NDArray[np.uint8], ...]
+    ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]:
         assert self._runtime is not None, "this predictor was made without its network"
         raw = self._runtime.run(arrays)
         tensors = {name: torch.from_numpy(value) for name, value in raw.items()}
         scores = self.task.scores(tensors, self._statistics)
-        return ModelOutputs({k: v.numpy() for k, v in scores.items()}, raw[FEATURES])
+        return {k: v.numpy() for k, v in scores.items()}, raw[FEATURES]
 
     def _gate_warnings(self, samples: Sequence[DecodedSample], outputs: ModelOutputs) -> list[str]:
-        images = np.stack([sample.arrays[self.task.columns[0]] for sample in samples])
+        shown = [self.task.sampler.windows(sample.arrays, thorough=False)[0] for sample in samples]
+        images = self.task.pictures(stacked(shown))
         shapes = np.array([sample.source_shape for sample in samples])
         findings = self.gate.check(images, shapes, outputs.features)
         flagged = [finding.sentences for finding in findings if finding.sentences]
@@ -378,6 +491,8 @@ def _statistics(bundle: Bundle) -> LabelStatistics:
         class_weights={k: (v[0], v[1]) for k, v in values["class_weights"].items()},
         means=values["means"],
         deviations=values["deviations"],
+        pixel_mean=tuple(values.get("pixel_mean", ())),
+        pixel_std=tuple(values.get("pixel_std", ())),
     )
 
 

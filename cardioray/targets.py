@@ -123,6 +123,8 @@ class RegressionTarget:
         unit: unit in plots and answers ("" for a ratio).
         low: lowest possible value, used to bound answers; None for no bound.
         high: highest possible value.
+        cutoffs: values at which clinicians divide it; a report says how well scores tell which
+            side of each a study is on.
     """
 
     kind: Literal["regression"] = "regression"
@@ -131,6 +133,7 @@ class RegressionTarget:
     unit: str = ""
     low: float | None = None
     high: float | None = None
+    cutoffs: tuple[float, ...] = ()
 
     def encode(self, table: pd.DataFrame) -> NDArray[np.float32]:
         """Values of a manifest, NaN where missing; shape (rows,).

@@ -34,8 +34,10 @@ def samples() -> Path:
 # Files whose tests find one cluster up; one process runs all files of a group. What a cluster takes
 # to start, and what its own processes take while it is there, is 25 s of a core.
 GROUPS = {
+    "test_echo_training": "training",
     "test_export": "training",
     "test_interrupt": "training",
+    "test_phantom_echo": "training",
     "test_pipeline": "training",
     "test_progress": "training",
     "test_training_loop": "training",
@@ -44,6 +46,7 @@ GROUPS = {
     "test_tuning": "training",
     "test_inference": "serving",
     "test_serve_cluster": "serving",
+    "test_serve_echo": "serving",
     "test_serve_fast": "serving",
     "test_serve_http": "serving",
 }

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from cardioray import storage
 from cardioray.data.check import DataReport, check_manifest, print_report
-from cardioray.data.frames import FrameSelection
+from cardioray.data.decoding import ImageDecoder
+from cardioray.data.image import ImagePreprocess
 from cardioray.data.manifest import Manifest, read_manifest
 from cardioray.data.splits import SplitConfig
 from cardioray.targets import BinaryTarget, RegressionTarget
@@ -53,7 +54,7 @@ def edited(folder: Path, **cells: dict[int, object]) -> Manifest:
         for row, value in changes.items():
             table.loc[row, column] = value
     table.to_csv(folder / "manifest.csv", index=False)
-    return read_manifest(str(folder), FFR)
+    return read_manifest(str(folder), [FFR])
 
 
 def text_of(report: DataReport, width: int = 80) -> str:
@@ -64,7 +65,7 @@ def text_of(report: DataReport, width: int = 80) -> str:
 
 
 def test_a_clean_data_set(folder: Path) -> None:
-    report = check_manifest(read_manifest(str(folder), FFR), FFR)
+    report = check_manifest(read_manifest(str(folder), [FFR]), FFR)
     assert report.errors == ()
     assert (report.rows, report.patients, report.frames) == (48, 24, 48)
     assert report.sizes == {"24 x 24": 48}
@@ -82,7 +83,7 @@ def test_unreadable_and_missing_files_are_errors_with_reasons(folder: Path) -> N
     (folder / "P05_0.png").write_text("text " * 50)
     whole = (folder / "P06_0.png").read_bytes()
     (folder / "P06_0.png").write_bytes(whole[: len(whole) // 2])
-    report = check_manifest(read_manifest(str(folder), FFR), FFR)
+    report = check_manifest(read_manifest(str(folder), [FFR]), FFR)
     assert report.errors == ("4 of 48 files cannot be read.",)
     reasons = {Path(source).name: reason for source, reason in report.unreadable}
     assert reasons["P03_0.png"] == "does not exist"
@@ -116,7 +117,7 @@ def test_equal_frames_within_a_split(folder: Path) -> None:
     with_splits(folder)
     for copy, original in (("P02_0", "P00_0"), ("P03_0", "P04_0"), ("P05_1", "P05_0")):
         (folder / f"{copy}.png").write_bytes((folder / f"{original}.png").read_bytes())
-    report = check_manifest(read_manifest(str(folder), FFR), FFR)
+    report = check_manifest(read_manifest(str(folder), [FFR]), FFR)
     assert report.errors == (
         "1 group(s) of equal frames have contradictory labels: P03_0 = P04_0.",
     )
@@ -173,7 +174,7 @@ def test_an_empty_study_column_is_none(folder: Path) -> None:
 def test_every_target_is_checked(folder: Path) -> None:
     with_splits(folder)
     other = RegressionTarget(name="age", value_column="age_years")
-    (error,) = check_manifest(read_manifest(str(folder), FFR), FFR, other).errors
+    (error,) = check_manifest(read_manifest(str(folder), [FFR]), FFR, other).errors
     assert error == "target 'age' needs a column 'age_years'."
     manifest = edited(folder, age_years={row: str(50 + row // 2) for row in range(40)})
     report = check_manifest(manifest, FFR, other)
@@ -201,13 +202,13 @@ def test_cines_count_by_frame(folder: Path) -> None:
     table = manifest.table.assign(frame="")
     everything = Manifest(table=table, base=manifest.base, patients_known=True)
     assert check_manifest(everything, FFR).sizes["320 x 240"] == 30
-    one = FrameSelection.parse("7")
-    assert check_manifest(everything, FFR, frames=one).sizes["320 x 240"] == 1
+    one = ImageDecoder(preprocess=ImagePreprocess(), frames="7")
+    assert check_manifest(everything, FFR, decoder=one).sizes["320 x 240"] == 1
 
 
 def test_numbers_as_targets(folder: Path) -> None:
     target = RegressionTarget(name="ffr_value", value_column="ffr")
-    report = check_manifest(read_manifest(str(folder), target), target)
+    report = check_manifest(read_manifest(str(folder), [target]), target)
     assert report.errors == ()
     assert {count.class_name for count in report.counts} == {"ffr_value"}
 
@@ -216,7 +217,7 @@ def test_held_out_calibration(folder: Path) -> None:
     config = SplitConfig(
         train=0.4, validation=0.2, calibration=0.2, test=0.2, min_calibration_patients=2
     )
-    report = check_manifest(read_manifest(str(folder), FFR), FFR, splits=config)
+    report = check_manifest(read_manifest(str(folder), [FFR]), FFR, splits=config)
     assert report.calibration == "held-out"
     assert {count.split for count in report.counts} >= {"calibration"}
 
@@ -225,7 +226,7 @@ def test_progress_and_long_lists(folder: Path) -> None:
     for patient in range(24):
         (folder / f"P{patient:02d}_0.png").unlink()
     seen: list[tuple[int, int]] = []
-    manifest = read_manifest(str(folder), FFR)
+    manifest = read_manifest(str(folder), [FFR])
     report = check_manifest(manifest, FFR, on_progress=lambda *done: seen.append(done))
     assert seen[-1] == (48, 48)
     text = text_of(report)
@@ -235,6 +236,6 @@ def test_progress_and_long_lists(folder: Path) -> None:
 
 def test_a_bucket_is_checked_like_a_folder(s3: str, folder: Path) -> None:
     storage.copy_folder(str(folder), f"{s3}/set")
-    local = check_manifest(read_manifest(str(folder), FFR), FFR)
-    remote = check_manifest(read_manifest(f"{s3}/set", FFR), FFR)
+    local = check_manifest(read_manifest(str(folder), [FFR]), FFR)
+    remote = check_manifest(read_manifest(f"{s3}/set", [FFR]), FFR)
     assert remote == local

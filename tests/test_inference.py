@@ -321,7 +321,7 @@ class TestPredictFiles:
 
 class TestFindStudies:
     def found(self, *paths: Path, pattern: str | None = None) -> dict[str, list[str]]:
-        studies = find_studies([str(p) for p in paths], pattern, FFR_TARGET, "/nowhere/out.csv")
+        studies = find_studies([str(p) for p in paths], pattern, [FFR_TARGET], "/nowhere/out.csv")
         return {s.study_id: [Path(f.path).name for f in s.files] for s in studies}
 
     @pytest.fixture
@@ -352,7 +352,7 @@ class TestFindStudies:
         parts = folder / "out.csv.parts"
         parts.mkdir()
         (parts / "complete.json").write_text("{}")
-        studies = find_studies([str(folder)], None, FFR_TARGET, str(out))
+        studies = find_studies([str(folder)], None, [FFR_TARGET], str(out))
         assert len(studies) == 3
 
     @pytest.mark.parametrize(

@@ -352,7 +352,7 @@ class Doubler:
         if 13 in values:
             raise ValueError("thirteen")
         doubled = 2 * np.array(values, np.float32)
-        return ModelOutputs({"x": doubled}, doubled[:, None])
+        return ModelOutputs.of_windows([1] * len(values), {"x": doubled}, doubled[:, None])
 
 
 async def scores(batcher: Batcher, *values: int) -> list[float]:
@@ -441,7 +441,7 @@ def test_a_waiting_batcher_starts_early_when_the_batch_is_full() -> None:
 
 
 def model_with(decoder: Any) -> Any:
-    return SimpleNamespace(predictor=SimpleNamespace(task=SimpleNamespace(decoder=decoder)))
+    return SimpleNamespace(decoder=decoder)
 
 
 @pytest.mark.parametrize(

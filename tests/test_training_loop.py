@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cardioray.config import to_dict
 from cardioray.data.reading import read_rows
+from cardioray.data.sampling import Whole
 from cardioray.data.shards import ShardSet
 from cardioray.tasks import make_task
 from cardioray.tasks.base import TASKS
@@ -300,6 +301,7 @@ def test_streaming_goes_through_every_row_once_an_epoch(shards: ShardSet) -> Non
         labels=labels,
         cached=False,
         device=torch.device("cpu"),
+        sampler=Whole(tuple(columns)),
     )
 
     def epoch(seed: int) -> list[int]:

@@ -42,6 +42,19 @@ def test_cosine_falls_to_its_end_and_constant_stays() -> None:
     assert set(rates("constant")) == {0.1}
 
 
+def test_step_falls_at_whole_epochs() -> None:
+    (stage,) = RECIPES.get("echonet_dynamic")
+    steps = 7
+    rates = [
+        scheduled_rate(stage, (epoch * steps + step) / (stage.epochs * steps), {})
+        for epoch in range(stage.epochs)
+        for step in range(steps)
+    ]
+    by_epoch = np.reshape(rates, (stage.epochs, steps))
+    assert (by_epoch == by_epoch[:, :1]).all()
+    assert by_epoch[:, 0].tolist() == pytest.approx([1e-4] * 15 + [1e-5] * 15 + [1e-6] * 15)
+
+
 def test_plateau_waits_then_falls_to_its_end() -> None:
     stage = StageConfig(
         schedule="plateau",

@@ -8,12 +8,14 @@ import hashlib
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import ray
 import torch
+from numpy.typing import NDArray
 
 from cardioray.bundle import Bundle, dump_json, seal
 from cardioray.config import to_dict
@@ -23,6 +25,14 @@ from cardioray.training.export import BundleSource, write_bundle
 from cardioray.training.settings import RunConfig
 
 SIZE = 64
+ECHO_SIZE = 32
+ECHO = (
+    f"preprocess.image_size={ECHO_SIZE}",
+    "sampling.frames=6",
+    "sampling.stride=2",
+    "sampling.step=4",
+    "model.backbone=r2plus1d_10",
+)
 _SPLITS = ("train",) * 24 + ("validation",) * 8 + ("calibration",) * 8 + ("test",) * 8
 
 
@@ -43,7 +53,9 @@ def tiny_source(folder: Path) -> BundleSource:
         {},
         [f"preprocess.image_size={SIZE}", "model.backbone=test_resnet", "frames=all"],
     )
-    shards, split = _write_shards(folder / "shards", run)
+    rng = np.random.default_rng(7)
+    pictures = list(rng.integers(0, 255, (len(_SPLITS), SIZE, SIZE, 1), dtype=np.uint8))
+    shards, split = _write_shards(folder / "shards", run, pictures)
     torch.manual_seed(0)
     return BundleSource(
         run=run,
@@ -60,6 +72,42 @@ def tiny_source(folder: Path) -> BundleSource:
     )
 
 
+@functools.cache
+def tiny_echo_bundle() -> Path:
+    """A bundle of task `echo-ef` with random weights, made once a session; needs a Ray cluster."""
+    folder = Path(tempfile.mkdtemp(prefix="cardioray-tiny-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    run = RunConfig.build("echo-ef", {}, ECHO)
+    shards, split = _write_shards(folder / "shards", run, clips())
+    statistics = run.task.label_statistics(encode_labels(run.task, shards.samples))
+    statistics = replace(statistics, pixel_mean=(127.0,), pixel_std=(70.0,))
+    torch.manual_seed(0)
+    model = run.task.build_model()
+    run.task.initialise(model, statistics)
+    source = BundleSource(
+        run=run,
+        shards=shards,
+        split=split,
+        weights=model.eval().state_dict(),
+        statistics=statistics,
+        predictions=_ef_predictions(shards, split),
+        calibration_predictions=None,
+        log=None,
+        name="tiny-echo",
+        comparison=None,
+        starting_weights="none: random weights, for tests",
+    )
+    write_bundle(source, str(folder / "tiny"))
+    return folder / "tiny"
+
+
+def clips() -> list[NDArray[np.uint8]]:
+    """Clips of any length."""
+    rng = np.random.default_rng(7)
+    lengths = rng.integers(10, 40, len(_SPLITS))
+    return [rng.integers(0, 255, (n, ECHO_SIZE, ECHO_SIZE, 1), dtype=np.uint8) for n in lengths]
+
+
 def renamed(bundle: Path, out: Path, name: str) -> Bundle:
     """A copy of a bundle under another name, which gives it another identity too."""
     shutil.copytree(bundle, out)
@@ -68,14 +116,15 @@ def renamed(bundle: Path, out: Path, name: str) -> Bundle:
     return seal(out)
 
 
-def _write_shards(folder: Path, run: RunConfig) -> tuple[ShardSet, pd.Series[str]]:
-    count = len(_SPLITS)
-    rng = np.random.default_rng(7)
-    pictures = rng.integers(0, 255, (count, SIZE, SIZE, 1), dtype=np.uint8)
-    rows = np.arange(count)
+def _write_shards(
+    folder: Path, run: RunConfig, arrays: list[NDArray[np.uint8]]
+) -> tuple[ShardSet, pd.Series[str]]:
+    rows = np.arange(len(arrays))
+    (column,) = run.task.decoder.columns
+    shapes = {array.shape for array in arrays}
     part = "data/part-0.parquet"
     (folder / "data").mkdir(parents=True)
-    (folder / part).write_bytes(encode_part({run.task.columns[0]: list(pictures)}, rows))
+    (folder / part).write_bytes(encode_part({column: arrays}, rows))
     samples = pd.DataFrame(
         {
             "row": rows,
@@ -85,9 +134,10 @@ def _write_shards(folder: Path, run: RunConfig) -> tuple[ShardSet, pd.Series[str
             "source": "",
             "frame": "0",
             "ffr": np.where(rows // 2 % 2 == 0, 0.7, 0.9),
+            "EF": np.where(rows // 2 % 2 == 0, 40.0, 60.0),
             "height_px": 512,
             "width_px": 512,
-            "array_sha256": [hashlib.sha256(picture.tobytes()).hexdigest() for picture in pictures],
+            "array_sha256": [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays],
         }
     )
     write_table(str(folder / "samples.parquet"), samples)
@@ -97,16 +147,25 @@ def _write_shards(folder: Path, run: RunConfig) -> tuple[ShardSet, pd.Series[str
         request_hash="0",
         dataset_hash="0",
         decode_settings=to_dict(run.task.decoder),
-        columns={run.task.columns[0]: [SIZE, SIZE, 1]},
+        columns={column: list(shapes.pop()) if len(shapes) == 1 else None},
         parts=[part],
-        num_samples=count,
+        num_samples=len(arrays),
         num_bad=0,
-        array_bytes=pictures.nbytes,
+        array_bytes=sum(array.nbytes for array in arrays),
         patients_known=False,
         warnings=[],
     )
     write_index(str(folder), index)
     return ShardSet.open(str(folder)), pd.Series(list(_SPLITS), index=samples.index)
+
+
+def _ef_predictions(shards: ShardSet, split: pd.Series[str]) -> pd.DataFrame:
+    samples = shards.samples
+    noise = np.random.default_rng(3).normal(0, 5, len(samples))
+    table = samples[["sample_id", "patient_id", "study_id"]].assign(
+        target="ef", split=split, label=samples["EF"], score=samples["EF"] + noise
+    )
+    return table[split != "train"]
 
 
 def _predictions(shards: ShardSet, split: pd.Series[str]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torchvision import transforms  # type: ignore[import-untyped]
+from torchvision import transforms
 
 import cardioray
 from cardioray.models.classifier import ImageClassifier

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -16,8 +16,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from cardioray import storage
-from cardioray.data.frames import ALL_FRAMES, READ_ERRORS, FrameSelection, UInt8Image
-from cardioray.data.image import describe_pixels, read_frames
+from cardioray.data.decoding import Decoder, ImageDecoder, Inspection
+from cardioray.data.frames import READ_ERRORS
+from cardioray.data.image import ImagePreprocess
+from cardioray.data.isolation import IsolatedDecoder, IsolationConfig, isolated
 from cardioray.data.layouts import SPLITS, shown
 from cardioray.data.manifest import Manifest, check_studies
 from cardioray.data.splits import SplitConfig, assign_splits
@@ -38,6 +40,31 @@ class ClassCount:
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """How the values of a number are distributed in a split.
+
+    Attributes:
+        split: the split.
+        target: name of the number.
+        unit: its unit.
+        mean: mean value.
+        deviation: standard deviation.
+        low: lowest value.
+        high: highest value.
+        below: rows below each of the target's cut-offs.
+    """
+
+    split: str
+    target: str
+    unit: str
+    mean: float
+    deviation: float
+    low: float
+    high: float
+    below: dict[float, int]
+
+
+@dataclass(frozen=True)
 class DataReport:
     """The findings of `check_manifest`.
 
@@ -47,6 +74,7 @@ class DataReport:
         frames: pictures that were decoded.
         counts: rows and patients by split and class; a patient with rows of two classes counts
             in both.
+        numbers: distribution of values by split.
         calibration: "held-out", "cross-fitted", or "" where the splits are wrong.
         sizes: number of frames by "width x height".
         pixel_types: number of files by how they store pixels.
@@ -60,6 +88,7 @@ class DataReport:
     patients: int
     frames: int
     counts: tuple[ClassCount, ...]
+    numbers: tuple[Numbers, ...]
     calibration: str
     sizes: dict[str, int]
     pixel_types: dict[str, int]
@@ -69,22 +98,11 @@ class DataReport:
     warnings: tuple[str, ...]
 
 
-@dataclass
-class _Findings:
-    """What one row's file says; `reason` when it could not be read."""
-
-    reason: str = ""
-    pixel_type: str = ""
-    sizes: list[str] = field(default_factory=list)
-    hashes: set[str] = field(default_factory=set)
-    blank: int = 0
-
-
 def check_manifest(
     manifest: Manifest,
     *targets: Target,
     splits: SplitConfig = SplitConfig(),  # noqa: B008 (frozen)
-    frames: FrameSelection = ALL_FRAMES,
+    decoder: Decoder = ImageDecoder(preprocess=ImagePreprocess(), frames="all"),  # noqa: B008
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DataReport:
     """Count a data set, read every file, and look for what would spoil a result.
@@ -97,7 +115,7 @@ def check_manifest(
         manifest: what `read_manifest` gave.
         targets: the labels; the first one is the headline, by which patients are divided.
         splits: how patients without a split column would be divided.
-        frames: frame selection of rows that have none.
+        decoder: reads the files.
         on_progress: called with the rows done and their total.
     """
     table = manifest.table.reset_index(drop=True)
@@ -117,27 +135,29 @@ def check_manifest(
     counts = [c for target in known for c in _count(table, split, labels[target.name], target)]
     if calibration == "cross-fitted":
         warnings.append("Patients are too few for a calibration split: it is cross-fitted.")
-    findings = _read_all(manifest, frames, on_progress)
+    findings = _read_all(manifest, decoder, on_progress)
     unreadable = tuple(
-        (source, found.reason)
+        (source, found)
         for source, found in zip(table["source"], findings, strict=True)
-        if found.reason
+        if isinstance(found, str)
     )
     if unreadable:
         errors.append(f"{len(unreadable)} of {len(table)} files cannot be read.")
-    blank = [table["sample_id"][row] for row, found in enumerate(findings) if found.blank]
+    read = {row: found for row, found in enumerate(findings) if not isinstance(found, str)}
+    blank = [table["sample_id"][row] for row, found in read.items() if found.blank]
     if blank:
         warnings.append(f"{len(blank)} row(s) with a blank frame: {shown(blank)}.")
-    duplicates = _duplicates(findings)
+    duplicates = _duplicates(read)
     _judge_duplicates(duplicates, table, split, labels, errors, warnings)
     return DataReport(
         rows=len(table),
         patients=table["patient_id"].nunique(),
-        frames=sum(len(found.sizes) for found in findings),
+        frames=sum(len(found.sizes) for found in read.values()),
         counts=tuple(counts),
+        numbers=tuple(n for target in known for n in _numbers(split, labels[target.name], target)),
         calibration=calibration,
-        sizes=_histogram(size for found in findings for size in found.sizes),
-        pixel_types=_histogram(found.pixel_type for found in findings if found.pixel_type),
+        sizes=_histogram(size for found in read.values() for size in found.sizes),
+        pixel_types=_histogram(found.kind for found in read.values()),
         unreadable=unreadable,
         duplicates=tuple(tuple(table["sample_id"][list(group)]) for group in duplicates),
         errors=tuple(errors),
@@ -167,6 +187,29 @@ def _class_names(labels: NDArray[np.float32], target: Target) -> list[str]:
     if isinstance(target, BinaryTarget):
         return [target.classes[int(label)] for label in labels]
     return [target.name] * len(labels)
+
+
+def _numbers(split: pd.Series, labels: NDArray[np.float32], target: Target) -> list[Numbers]:
+    """How the values of a target are distributed in each split."""
+    if isinstance(target, BinaryTarget):
+        return []
+    found = []
+    for name in [s for s in SPLITS if (split == s).any()]:
+        values = labels[(split == name).to_numpy() & np.isfinite(labels)].astype(float)
+        if len(values):
+            found.append(
+                Numbers(
+                    split=name,
+                    target=target.name,
+                    unit=target.unit,
+                    mean=float(values.mean()),
+                    deviation=float(values.std(ddof=1)) if len(values) > 1 else 0.0,
+                    low=float(values.min()),
+                    high=float(values.max()),
+                    below={cut: int((values < cut).sum()) for cut in target.cutoffs},
+                )
+            )
+    return found
 
 
 def _count(
@@ -209,47 +252,37 @@ def _shared_sources(table: pd.DataFrame) -> list[str]:
 
 def _read_all(
     manifest: Manifest,
-    frames: FrameSelection,
+    decoder: Decoder,
     on_progress: Callable[[int, int], None] | None,
-) -> list[_Findings]:
-    wanted = [FrameSelection.parse(text) if text else frames for text in manifest.table["frame"]]
-    findings = []
-    with ThreadPoolExecutor(max_workers=2 * usable_cores()) as pool:
-        for found in pool.map(_read_one, manifest.paths, wanted):
+) -> list[Inspection | str]:
+    """What is in every file, or why it cannot be read."""
+    frames = [text or None for text in manifest.table["frame"]]
+    findings: list[Inspection | str] = []
+    workers = usable_cores() if decoder.risky else 2 * usable_cores()
+    with (
+        isolated(decoder, IsolationConfig(), processes=workers) as reader,
+        ThreadPoolExecutor(max_workers=workers) as pool,
+    ):
+        for found in pool.map(functools.partial(_read_one, reader), manifest.paths, frames):
             findings.append(found)
             if on_progress is not None:
-                on_progress(len(findings), len(wanted))
+                on_progress(len(findings), len(frames))
     return findings
 
 
-def _read_one(path: str, frames: FrameSelection) -> _Findings:
+def _read_one(reader: Decoder | IsolatedDecoder, path: str, frames: str | None) -> Inspection | str:
     try:
-        data = storage.read_bytes(path)
-        pixel_type, images = describe_pixels(data), read_frames(data, frames=frames)
+        return reader.inspect(storage.read_bytes(path), frames)
     except FileNotFoundError:
-        return _Findings(reason="does not exist")
+        return "does not exist"
     except READ_ERRORS as error:
-        return _Findings(reason=str(error))
-    filled = [image for image in images if image.min() < image.max()]
-    return _Findings(
-        pixel_type=pixel_type,
-        sizes=[f"{image.shape[1]} x {image.shape[0]}" for image in images],
-        hashes={_hash(image) for image in filled},
-        blank=len(images) - len(filled),
-    )
+        return str(error)
 
 
-def _hash(image: UInt8Image) -> str:
-    """Hash of the pixels, so that a picture saved in another format is found too."""
-    digest = hashlib.blake2b(str(image.shape).encode(), digest_size=16)
-    digest.update(image.tobytes())
-    return digest.hexdigest()
-
-
-def _duplicates(findings: list[_Findings]) -> list[tuple[int, ...]]:
+def _duplicates(findings: Mapping[int, Inspection]) -> list[tuple[int, ...]]:
     """Groups of rows that share a frame."""
     rows_of = defaultdict(list)
-    for row, found in enumerate(findings):
+    for row, found in findings.items():
         for digest in found.hashes:
             rows_of[digest].append(row)
     return sorted({tuple(rows) for rows in rows_of.values() if len(rows) > 1})
@@ -301,6 +334,13 @@ def print_report(report: DataReport, console: Console | None = None) -> None:
         cells = (count.split or "-", count.class_name, str(count.patients), str(count.rows))
         counts.add_row(*map(escape, cells))
     console.print(counts)
+    for number in report.numbers:
+        below = ", ".join(f"{count} below {cut:g}" for cut, count in number.below.items())
+        console.print(
+            f"{number.target} ({number.split}): {number.mean:.2f} ± {number.deviation:.2f} "
+            f"{number.unit}, {number.low:.2f} to {number.high:.2f}{'; ' * bool(below)}{below}",
+            highlight=False,
+        )
     for title, histogram in (("Frame sizes", report.sizes), ("Stored pixels", report.pixel_types)):
         if histogram:
             _print_rows(console, title, ("", "count"), list(histogram.items()))

@@ -8,15 +8,26 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cardioray.config import config
-from cardioray.data.frames import MAX_FRAMES, FrameSelection, UnreadableImage, to_uint8
-from cardioray.data.image import ImagePreprocess, read_numbered_frames
+from cardioray.data.frames import (
+    ACCEPTED,
+    MAX_FRAMES,
+    FrameSelection,
+    UnreadableImage,
+    to_uint8,
+)
+from cardioray.data.image import (
+    ImagePreprocess,
+    describe_pixels,
+    read_frames,
+    read_numbered_frames,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +38,14 @@ class DecodedSample:
         frame: which frame of its source it is ("0" where the source has one).
         arrays: uint8 arrays by column name, each of the task's fixed or ragged shape.
         picture: the frame before any resize, (H, W) or (H, W, 3); what overlays are drawn on.
+        facts: what the file says of itself beside its pixels, in numbers ("fps"); NaN where it
+            does not say. They stand beside the sample in the table of the shards.
     """
 
     frame: str
     arrays: Mapping[str, NDArray[np.uint8]]
     picture: NDArray[np.uint8]
+    facts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def source_shape(self) -> tuple[int, int]:
@@ -50,6 +64,38 @@ class DecodedSample:
         return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class Inspection:
+    """What a check wants to know of a file that can be read.
+
+    Attributes:
+        kind: how it stores pixels: "PNG uint8 grey", "AVI 50 fps".
+        sizes: "width x height" of every picture, or of every clip.
+        hashes: of what is seen in them, so that a copy in another file or format is found; blank
+            pictures have none.
+        blank: pictures or clips of one grey level.
+    """
+
+    kind: str
+    sizes: tuple[str, ...]
+    hashes: frozenset[str]
+    blank: int
+
+
+def inspection(kind: str, sizes: Sequence[str], seen: Sequence[NDArray[np.uint8]]) -> Inspection:
+    """The findings about a file from its pictures or clips."""
+    filled = [pixels for pixels in seen if pixels.min() < pixels.max()]
+    return Inspection(
+        kind, tuple(sizes), frozenset(map(_pixel_hash, filled)), len(seen) - len(filled)
+    )
+
+
+def _pixel_hash(pixels: NDArray[np.uint8]) -> str:
+    digest = hashlib.blake2b(str(pixels.shape).encode(), digest_size=16)
+    digest.update(pixels.tobytes())
+    return digest.hexdigest()
+
+
 class Decoder(Protocol):
     """The only way from bytes to arrays, in training and serving alike.
 
@@ -65,6 +111,14 @@ class Decoder(Protocol):
     def selection(self) -> FrameSelection:
         """Which frames of a file are samples where its row does not say."""
 
+    @property
+    def accepted(self) -> str:
+        """A sentence that says which files it reads."""
+
+    @property
+    def risky(self) -> bool:
+        """Whether it calls libraries that hang or crash on some files (`data.isolation`)."""
+
     def decode(
         self, data: bytes, frames: str | None, max_frames: int = MAX_FRAMES
     ) -> list[DecodedSample]:
@@ -73,11 +127,15 @@ class Decoder(Protocol):
         Args:
             data: the whole file.
             frames: the manifest's frame selection, or None for `selection`.
-            max_frames: a file with more wanted frames is refused before they are decoded.
+            max_frames: of a file with more wanted frames, pictures are refused before they are
+                decoded, and clips are cut.
 
         Raises:
             UnreadableImage: when the file cannot be read; says why and what is accepted.
         """
+
+    def inspect(self, data: bytes, frames: str | None) -> Inspection:
+        """What is in a file; arguments and errors of `decode`."""
 
     def from_array(self, array: NDArray[Any]) -> DecodedSample:
         """A decoded picture or clip as a sample; what `predict` does with a NumPy array.
@@ -109,6 +167,16 @@ class ImageDecoder:
         """The setting `frames`."""
         return FrameSelection.parse(self.frames)
 
+    @property
+    def accepted(self) -> str:
+        """Pictures and DICOM."""
+        return ACCEPTED
+
+    @property
+    def risky(self) -> bool:
+        """Pillow and pydicom read pictures; neither is known to hang."""
+        return False
+
     def decode(
         self, data: bytes, frames: str | None, max_frames: int = MAX_FRAMES
     ) -> list[DecodedSample]:
@@ -120,6 +188,13 @@ class ImageDecoder:
                 data, frames=selection, max_frames=max_frames
             )
         ]
+
+    def inspect(self, data: bytes, frames: str | None) -> Inspection:
+        """The wanted frames at full resolution."""
+        selection = FrameSelection.parse(frames) if frames else self.selection
+        kind, images = describe_pixels(data), read_frames(data, frames=selection)
+        sizes = [f"{image.shape[1]} x {image.shape[0]}" for image in images]
+        return inspection(kind, sizes, images)
 
     def from_array(self, array: NDArray[Any]) -> DecodedSample:
         """A picture (H, W) or (H, W, 3) of any type that `to_uint8` can scale."""

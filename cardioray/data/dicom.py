@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -37,13 +38,14 @@ from cardioray.data.frames import (
     plan_frames,
     to_uint8,
 )
+from cardioray.data.ultrasound import UltrasoundRegion, tissue_region
 
 _COLOURS = ("Red", "Green", "Blue")
 _INFO_TAGS = [
     *("SOPClassUID", "Modality", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"),
     *("PhotometricInterpretation", "BitsAllocated", "BitsStored", "FrameTime", "FrameTimeVector"),
     *("CineRate", "RecommendedDisplayFrameRate", "PixelSpacing", "ImagerPixelSpacing"),
-    "EstimatedRadiographicMagnificationFactor",
+    *("EstimatedRadiographicMagnificationFactor", "SequenceOfUltrasoundRegions"),
 ]
 _PIXEL_TAGS = [
     *("PixelData", "FloatPixelData", "DoubleFloatPixelData", "ExtendedOffsetTable"),
@@ -91,6 +93,7 @@ class DicomInfo:
     number_of_frames: int
     frame_time_ms: float | None
     pixel_spacing_mm: tuple[float, float] | None
+    ultrasound: UltrasoundRegion | None = None
 
 
 def read_dicom_info(data: bytes) -> DicomInfo:
@@ -112,6 +115,7 @@ def read_dicom_info(data: bytes) -> DicomInfo:
             number_of_frames=_frame_count(dataset),
             frame_time_ms=_frame_time_ms(dataset),
             pixel_spacing_mm=_pixel_spacing_mm(dataset),
+            ultrasound=tissue_region(dataset),
         )
 
 
@@ -152,6 +156,13 @@ def read_identity(stream: BinaryIO) -> DicomIdentity | None:
 def decode_dicom(
     data: bytes, frames: FrameSelection, max_frames: int, max_pixels: int
 ) -> list[UInt8Image]:
+    """All that `iter_dicom` yields."""
+    return list(iter_dicom(data, frames, max_frames, max_pixels))
+
+
+def iter_dicom(
+    data: bytes, frames: FrameSelection, max_frames: int, max_pixels: int
+) -> Iterator[UInt8Image]:
     """Decode frames of a DICOM picture or cine to 8 bit; other frames are not decoded.
 
     The modality LUT or rescale, then the first VOI LUT or window are applied, from the frame's own
@@ -165,7 +176,7 @@ def decode_dicom(
         max_frames: most frames decoded.
         max_pixels: most pixels of a frame.
 
-    Returns:
+    Yields:
         One (H, W) or (H, W, 3) uint8 image a frame.
 
     Raises:
@@ -179,11 +190,11 @@ def decode_dicom(
     chosen = plan_frames(frames, count, rows * columns, max_frames, max_pixels)
     with damage_explained(_DAMAGED):
         _check_pixel_data(dataset, chosen, count, max_pixels)
-        decoded = iter_pixels(dataset, indices=list(chosen))
-        return [
-            _to_picture(pixels, _frame_attributes(dataset, index))
-            for index, pixels in zip(chosen, decoded, strict=True)
-        ]
+    decoded = iter_pixels(dataset, indices=list(chosen))
+    for index in chosen:
+        with damage_explained(_DAMAGED):
+            picture = _to_picture(next(decoded), _frame_attributes(dataset, index))
+        yield picture
 
 
 def _read(data: bytes, tags: list[str], max_pixels: int = MAX_PIXELS) -> pydicom.FileDataset:

@@ -19,6 +19,7 @@ UInt8Image = NDArray[np.uint8]
 MAX_PIXELS = 50_000_000
 MAX_FRAMES = 2_000
 ACCEPTED = "Accepted are PNG, JPEG, BMP, TIFF and DICOM files."
+ACCEPTED_CLIPS = "Accepted are AVI, MP4, MOV and DICOM files."
 
 # Full scales that detectors and scanners use; a value range is read as the smallest that holds it.
 _BIT_DEPTHS = (8, 10, 12, 14, 16)
@@ -32,15 +33,34 @@ _SIGNATURES: tuple[tuple[bytes, int, str], ...] = (
     (b"MM\x00*", 0, "tiff"),
     (b"II+\x00", 0, "tiff"),
     (b"MM\x00+", 0, "tiff"),
-    (b"%PDF", 0, "a PDF document"),
-    (b"GIF8", 0, "a GIF picture"),
-    (b"WEBP", 8, "a WebP picture"),
-    (b"AVI ", 8, "an AVI video"),
-    (b"ftyp", 4, "an MP4, MOV or HEIC file"),
-    (b"PK\x03\x04", 0, "a ZIP archive or an Office document"),
-    (b"\x1f\x8b", 0, "a gzip file"),
+    (b"%PDF", 0, "pdf"),
+    (b"GIF8", 0, "gif"),
+    (b"WEBP", 8, "webp"),
+    (b"AVI ", 8, "avi"),
+    (b"ftyphei", 4, "heic"),
+    (b"ftypmif1", 4, "heic"),
+    (b"ftypavif", 4, "heic"),
+    (b"ftyp", 4, "mp4"),
+    (b"moov", 4, "mp4"),  # QuickTime files of old have no ftyp
+    (b"mdat", 4, "mp4"),
+    (b"wide", 4, "mp4"),
+    (b"\x1a\x45\xdf\xa3", 0, "matroska"),
+    (b"\x00\x00\x01\xba", 0, "mpeg"),
+    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", 0, "wmv"),
+    (b"PK\x03\x04", 0, "zip"),
+    (b"\x1f\x8b", 0, "gzip"),
 )
+_KIND_NAMES = {
+    **{"png": "a PNG picture", "jpeg": "a JPEG picture", "bmp": "a BMP picture"},
+    **{"tiff": "a TIFF picture", "pdf": "a PDF document", "gif": "a GIF picture"},
+    **{"webp": "a WebP picture", "avi": "an AVI video", "heic": "a HEIC or AVIF picture"},
+    **{"mp4": "an MP4 or MOV video", "matroska": "a Matroska or WebM video"},
+    **{"mpeg": "an MPEG video", "wmv": "a Windows Media video", "gzip": "a gzip file"},
+    **{"zip": "a ZIP archive or an Office document", "dicom": "a DICOM file"},
+}
 RASTER_KINDS = ("png", "jpeg", "bmp", "tiff")
+VIDEO_KINDS = ("avi", "mp4", "matroska", "mpeg", "wmv")
+VIDEO_SUFFIXES = (".avi", ".mp4", ".mov", ".m4v", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 RASTER_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
@@ -61,23 +81,30 @@ LOST_FILES = (
 )
 
 
-def sniff(data: bytes) -> str:
-    """Tell the kind of a file from its first bytes: "png", "jpeg", "bmp", "tiff" or "dicom".
+def sniff(
+    data: bytes, kinds: tuple[str, ...] = (*RASTER_KINDS, "dicom"), accepted: str = ACCEPTED
+) -> str:
+    """Tell the kind of a file from its first bytes, whatever its name says.
+
+    Args:
+        data: the file, or its beginning.
+        kinds: what is wanted, of `RASTER_KINDS`, `VIDEO_KINDS` and "dicom".
+        accepted: the sentence that says so.
 
     Raises:
         UnreadableImage: for an empty file or any other kind, named where it is known.
     """
     if not data:
-        raise UnreadableImage(f"The file is empty. {ACCEPTED}")
+        raise UnreadableImage(f"The file is empty. {accepted}")
     for signature, offset, kind in _SIGNATURES:
         if data[offset : offset + len(signature)] == signature:
-            if kind == "dicom" or kind in RASTER_KINDS:
+            if kind in kinds:
                 return kind
-            raise UnreadableImage(f"The file is {kind}. {ACCEPTED}")
+            raise UnreadableImage(f"The file is {_KIND_NAMES[kind]}. {accepted}")
     head = data[:512]
     printable = sum(32 <= byte < 127 or byte in b"\t\n\r" for byte in head)
     what = "text" if printable > 0.95 * len(head) else "of an unknown kind"
-    raise UnreadableImage(f"The file is {what}, whatever its name says. {ACCEPTED}")
+    raise UnreadableImage(f"The file is {what}, whatever its name says. {accepted}")
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ def find_table(folder: str, stem: str) -> str | None:
     return found[0] if found else None
 
 
-def read_table(path: str, target: Target) -> pd.DataFrame:
+def read_table(path: str, targets: Sequence[Target]) -> pd.DataFrame:
     """Read CSV, Excel or Parquet; the columns used here are found in any case.
 
     Raises:
@@ -67,9 +67,10 @@ def read_table(path: str, target: Target) -> pd.DataFrame:
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist.") from None
     known = {name: name for name in TEXT_COLUMNS}
-    for column in (getattr(target, "label_column", None), target.value_column):
-        if column is not None:
-            known[_plain(column)] = column
+    for target in targets:
+        for column in (getattr(target, "label_column", None), target.value_column):
+            if column is not None:
+                known[_plain(column)] = column
     try:
         if path.lower().endswith(".parquet"):
             table = pd.read_parquet(io.BytesIO(data))

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -81,7 +81,9 @@ def resolve(base: str, source: str) -> str:
     return storage.join(base, source)
 
 
-def read_manifest(data: str, target: Target, *, patient_from: str | None = None) -> Manifest:
+def read_manifest(
+    data: str, targets: Sequence[Target], *, patient_from: str | None = None
+) -> Manifest:
     """Read a table of samples, a folder per class, or DICOM files with a table of labels.
 
     Args:
@@ -89,7 +91,8 @@ def read_manifest(data: str, target: Target, *, patient_from: str | None = None)
             `manifest.*` in it, else by the `labels.*` in it, else by its class folders, with or
             without train and test folders above them. A table without a column `source` labels
             the DICOM files of its folder, by study_id or patient_id.
-        target: names the columns of the label and the spellings of its classes.
+        targets: name the columns of the labels; folders are classes of the first one. A row is
+            kept where it has a label of any of them.
         patient_from: regular expression searched in each file name; its group "patient", or its
             first group, is the patient. For data that do not name the patient otherwise.
 
@@ -101,17 +104,17 @@ def read_manifest(data: str, target: Target, *, patient_from: str | None = None)
     if not data.lower().endswith(TABLE_SUFFIXES):
         path = find_table(data, "manifest") or find_table(data, "labels")
     if path is None:
-        table, warnings = read_class_folders(data, target)
-        return _finish(table, data, target, patient_from, warnings)
+        table, warnings = read_class_folders(data, targets[0])
+        return finish_manifest(table, data, targets, patient_from, warnings)
     base = path.rsplit("/", 1)[0] or "/"
-    table, warnings = read_table(path, target), []
+    table, warnings = read_table(path, targets), []
     if "source" not in table:
         find_patients = None
         if patient_from is not None:
             find_patients = functools.partial(_match_patients, pattern=patient_from)
             patient_from = None
         table, warnings = join_dicom_labels(table, base, find_patients)
-    return _finish(table, base, target, patient_from, warnings)
+    return finish_manifest(table, base, targets, patient_from, warnings)
 
 
 def study_ids(table: pd.DataFrame) -> pd.Series[str]:
@@ -155,10 +158,25 @@ def check_studies(table: pd.DataFrame, labels: Mapping[str, NDArray[np.float32]]
             )
 
 
-def _finish(
-    table: pd.DataFrame, base: str, target: Target, patient_from: str | None, warnings: list[str]
+def finish_manifest(
+    table: pd.DataFrame,
+    base: str,
+    targets: Sequence[Target],
+    patient_from: str | None,
+    warnings: list[str],
 ) -> Manifest:
-    """Check and complete the columns of a table however it was read."""
+    """Check and complete the columns of a table however it was read; see `read_manifest`.
+
+    Args:
+        table: has a column `source`.
+        base: folder or prefix that relative sources start from.
+        targets: the labels.
+        patient_from: regular expression that finds the patient in a file name.
+        warnings: what its reader noticed; more may be added.
+
+    Raises:
+        ValueError: when a row is wrong; names it.
+    """
     table = table.reset_index(drop=True)
     for column in TEXT_COLUMNS:
         if column in table:
@@ -168,9 +186,11 @@ def _finish(
     _normalise_splits(table)
     if "study_id" in table and (table["study_id"] == "").all():
         del table["study_id"]
-    labelled = np.isfinite(target.encode(table))
-    if not labelled.any():
-        raise ValueError(f"No row of the manifest has a label or value for {target.name!r}.")
+    labels = {target.name: np.isfinite(target.encode(table)) for target in targets}
+    for name, known in labels.items():
+        if not known.any():
+            raise ValueError(f"No row of the manifest has a label or value for {name!r}.")
+    labelled = np.any(list(labels.values()), axis=0)
     nameless = _fill_patients(table, base, patient_from)
     if nameless:
         warnings.append(

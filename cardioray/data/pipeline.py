@@ -18,6 +18,7 @@ from cardioray import config, storage
 from cardioray.data import cluster
 from cardioray.data.decoding import DecodedSample, Decoder
 from cardioray.data.frames import READ_ERRORS, UnreadableImage
+from cardioray.data.isolation import IsolatedDecoder, IsolationConfig, isolated
 from cardioray.data.manifest import Manifest
 from cardioray.data.shards import (
     FORMAT_VERSION,
@@ -61,6 +62,7 @@ class PrepareConfig:
         max_bad: largest share of unreadable sources a run accepts.
         shared_storage: every node of the cluster sees the output folder.
         seed: order of the sources, so that a part is a fair sample of the whole.
+        isolation: what decoding one file may cost, where its decoder may hang or crash.
     """
 
     sources_per_part: int = 256
@@ -68,6 +70,7 @@ class PrepareConfig:
     max_bad: float = 0.01
     shared_storage: bool = False
     seed: int = 0
+    isolation: IsolationConfig = IsolationConfig()
 
     def __post_init__(self) -> None:
         if self.sources_per_part < 1:
@@ -128,7 +131,7 @@ def prepare(
         log.info("%s is up to date: %d samples.", out, replaced.num_samples)
         return ShardSet.open(out)
     plans = _plan_parts(manifest, request_hash, settings)
-    writer = _WritePart(task.decoder, out, int(settings.part_mb * 1e6))
+    writer = _WritePart(task.decoder, out, int(settings.part_mb * 1e6), settings.isolation)
     results = _run_parts(writer, plans, len(manifest), on_progress)
     bad = [row for result in results for row in result.bad]
     write_quarantine(storage.join(out, QUARANTINE), bad)
@@ -167,6 +170,7 @@ class _PartResult:
     height: list[int] = field(default_factory=list)
     width: list[int] = field(default_factory=list)
     array_sha256: list[str] = field(default_factory=list)
+    facts: dict[str, list[float]] = field(default_factory=dict)
     shapes: dict[str, list[list[int]]] = field(default_factory=dict)
     array_bytes: int = 0
     bad: list[tuple[str, str]] = field(default_factory=list)
@@ -219,6 +223,7 @@ class _WritePart:
     decoder: Decoder
     out: str
     max_bytes: int
+    isolation: IsolationConfig = IsolationConfig()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
         plan = _PartPlan(**json.loads(row["plan"]))
@@ -228,17 +233,18 @@ class _WritePart:
             text = storage.read_bytes(record).decode()
             if not json.loads(text)["num_unfetched"]:
                 return {"result": text}
-        text = json.dumps(vars(self._write(plan)))
+        with isolated(self.decoder, self.isolation) as decoder:
+            text = json.dumps(vars(self._write(plan, decoder)))
         storage.write_bytes(record, text.encode())
         return {"result": text}
 
-    def _write(self, plan: _PartPlan) -> _PartResult:
+    def _write(self, plan: _PartPlan, decoder: Decoder | IsolatedDecoder) -> _PartResult:
         result = _PartResult(plan.number, shapes={name: [] for name in self.decoder.columns})
         waiting: list[Any] = []
         size = 0
         for position, path, frames in zip(plan.positions, plan.paths, plan.frames, strict=True):
             try:
-                samples = self.decoder.decode(storage.read_bytes(path), frames)
+                samples = decoder.decode(storage.read_bytes(path), frames)
             except READ_ERRORS as error:
                 result.bad.append((path, str(error)))
                 result.num_unfetched += not isinstance(error, _SETTLED)
@@ -265,6 +271,8 @@ class _WritePart:
         result.frame.append(sample.frame)
         result.height.append(sample.source_shape[0])
         result.width.append(sample.source_shape[1])
+        for name, value in sample.facts.items():
+            result.facts.setdefault(name, []).append(value)
         result.array_sha256.append(sample.digest(self.decoder.columns))
         result.array_bytes += size
         return size
@@ -296,6 +304,8 @@ def _assemble(manifest: Manifest, results: list[_PartResult]) -> pd.DataFrame:
         piece["height_px"] = result.height
         piece["width_px"] = result.width
         piece["array_sha256"] = result.array_sha256
+        for name, values in result.facts.items():
+            piece[name] = values
         pieces.append(piece)
     table = pd.concat(pieces, ignore_index=True)
     several = table["sample_id"].duplicated(keep=False)

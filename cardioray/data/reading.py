@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # A read task waits for the disk and copies bytes; a fraction of a core lets it run beside the
 # training workers of a small machine.
 READ_CPUS = 0.1
+_MEASURED_ROWS = 128
 
 
 def read_rows(shards: ShardSet, rows: NDArray[np.int64], columns: Sequence[str]) -> Dataset:
@@ -68,7 +69,32 @@ def take_rows(
     batches = read_rows(shards, rows, columns).iter_batches(batch_size=None, batch_format="numpy")
     pieces = list(batches)
     order = np.argsort(np.concatenate([piece["row"] for piece in pieces]))
-    return {name: np.concatenate([piece[name] for piece in pieces])[order] for name in columns}
+    return {name: joined([piece[name] for piece in pieces])[order] for name in columns}
+
+
+def pixel_statistics(
+    shards: ShardSet, rows: NDArray[np.int64], column: str, seed: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, in grey levels, of a sample of rows.
+
+    As EchoNet-Dynamic measures them: over every pixel of `_MEASURED_ROWS` training clips.
+    """
+    count = min(_MEASURED_ROWS, len(rows))
+    chosen = np.sort(np.random.default_rng(seed).choice(rows, count, replace=False))
+    totals: list[NDArray[np.float64]] = []
+    for batch in read_rows(shards, chosen, [column]).iter_batches(
+        batch_size=16, batch_format="numpy"
+    ):
+        for array in batch[column]:
+            flat = array.reshape(-1, array.shape[-1])
+            counts = [np.bincount(channel, minlength=256) for channel in flat.T]
+            totals.append(np.array(counts, np.float64))
+    histogram = np.sum(totals, axis=0)
+    levels = np.arange(256)
+    mean = histogram @ levels / histogram.sum(axis=1)
+    variance = histogram @ levels**2 / histogram.sum(axis=1) - mean**2
+    std = np.sqrt(np.maximum(variance, 1.0))
+    return tuple(map(float, mean)), tuple(map(float, std))
 
 
 @dataclass(frozen=True)
@@ -90,6 +116,13 @@ class _ReadPart:
             for name, values in decode_part(table, self.columns).items():
                 arrays[name].extend(values)
         return {"row": np.concatenate(rows)} | {n: _stack(v) for n, v in arrays.items()}
+
+
+def joined(pieces: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Arrays of several batches as one, (N, ...), or an object array where samples are ragged."""
+    if len({piece.shape[1:] for piece in pieces}) == 1 and pieces[0].dtype != object:
+        return np.concatenate(pieces)
+    return _stack([sample for piece in pieces for sample in piece])
 
 
 def _stack(values: list[NDArray[np.uint8]]) -> NDArray[Any]:

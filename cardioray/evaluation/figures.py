@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from cardioray.evaluation.intervals import (
 )
 from cardioray.evaluation.metrics import (
     COUNTS,
+    auc_statistic,
     binary_metrics_of,
     binary_statistics,
     regression_metrics,
@@ -109,14 +110,34 @@ def binary_figures(table: pd.DataFrame, resampling: Resampling) -> Figures:
     return Figures(len(table), counts, intervals, point.undefined)
 
 
-def regression_figures(table: pd.DataFrame, resampling: Resampling) -> Figures:
-    """Figures of decided rows of a predicted number."""
+def regression_figures(
+    table: pd.DataFrame, resampling: Resampling, cutoffs: Sequence[float] = ()
+) -> Figures:
+    """Figures of decided rows of a predicted number.
+
+    Beside those of `regression_statistics`: `mae_of_mean`, the error of whoever always says the
+    mean of these labels, and `auc_below_<cutoff>`, how well the number tells the rows below each
+    cut-off.
+    """
     labels, scores = table["label"].to_numpy(float), table["score"].to_numpy(float)
     point = regression_metrics(labels, scores)
-    intervals = _bootstrap(
-        table, lambda weights: regression_statistics(labels, scores, weights), resampling
+    below = {cutoff: (labels < cutoff).astype(float) for cutoff in cutoffs}
+    divided = {cutoff: low for cutoff, low in below.items() if 0 < low.sum() < len(low)}
+    blind = np.abs(labels - labels.mean())
+
+    def statistic(weights: Floats) -> dict[str, Floats]:
+        values = regression_statistics(labels, scores, weights)
+        values["mae_of_mean"] = weights @ blind / weights.sum(axis=1)
+        for cutoff, low in divided.items():
+            values[f"auc_below_{cutoff:g}"] = auc_statistic(low, -scores, weights)
+        return values
+
+    missing = {
+        f"auc_below_{cutoff:g}": "all rows are on one side" for cutoff in below.keys() - divided
+    }
+    return Figures(
+        len(table), {}, _bootstrap(table, statistic, resampling), {**point.undefined, **missing}
     )
-    return Figures(len(table), {}, intervals, point.undefined)
 
 
 def conformal_figures(

@@ -33,6 +33,7 @@ Floats = NDArray[np.float64]
 
 # Below this many patients a percentile bootstrap is known to be too narrow.
 _FEW_PATIENTS = 30
+_AUC_BELOW = "auc_below_"
 _TITLES = {
     "auc": "AUC",
     "auc_delong": "AUC, DeLong interval",
@@ -42,6 +43,7 @@ _TITLES = {
     "brier": "Brier score",
     "ece": "Calibration error (ECE)",
     "mae": "MAE",
+    "mae_of_mean": "MAE of always saying the mean",
     "rmse": "RMSE",
     "r2": "R2",
     "sd": "SD of errors",
@@ -181,9 +183,12 @@ def evaluate_decisions(
         notes: put before the notes that arise here.
     """
     binary = isinstance(target, BinaryTarget)
-    figures = binary_figures if binary else regression_figures
-    study_figures = figures(studies, resampling)
-    frame_figures = figures(frames, resampling)
+    if isinstance(target, BinaryTarget):
+        study_figures = binary_figures(studies, resampling)
+        frame_figures = binary_figures(frames, resampling)
+    else:
+        study_figures = regression_figures(studies, resampling, target.cutoffs)
+        frame_figures = regression_figures(frames, resampling, target.cutoffs)
     conformal = conformal_figures(studies, resampling, binary)
     patients = studies["patient_id"].nunique()
     return Evaluation(
@@ -295,6 +300,8 @@ def write_plots(
 
 def title_of(name: str) -> str:
     """How a figure is named where people read it."""
+    if name.startswith(_AUC_BELOW):
+        return f"AUC for below {name.removeprefix(_AUC_BELOW)}"
     return _TITLES.get(name, name.replace("_", " ").capitalize())
 
 

@@ -15,8 +15,9 @@ import torch
 from cardioray import storage
 from cardioray.bundle import open_bundle
 from cardioray.data import cluster
-from cardioray.data.decoding import DecodedSample
+from cardioray.data.decoding import DecodedSample, Decoder
 from cardioray.data.frames import LOST_FILES
+from cardioray.data.isolation import IsolatedDecoder, IsolationConfig
 from cardioray.predictor import Predictor
 
 RuntimeName = Literal["auto", "openvino", "torch"]
@@ -25,6 +26,8 @@ Precision = Literal["auto", "bf16", "fp32"]
 # Wider actors on larger nodes: fewer copies of the network, and no more threads a forward pass
 # than it uses well.
 THREADS_PER_ACTOR = 4
+# Files that are decoded and go through the network together.
+FILES_PER_BATCH = 32
 # Actors stay below the CPUs of their node, so that whatever else a cluster runs is never starved.
 CPU_SHARE = 0.8
 
@@ -69,6 +72,11 @@ class PredictorActor:
             bundle, runtime=loading.runtime, precision=loading.precision, num_threads=threads
         )
         self._pool = ThreadPoolExecutor(max_workers=threads)
+        decoder = self.predictor.task.decoder
+        self._decoder: Decoder | IsolatedDecoder = decoder
+        if decoder.risky:
+            # Its processes end when they lose their owner.
+            self._decoder = IsolatedDecoder(decoder, IsolationConfig(), processes=threads)
 
     def decode(self, files: Sequence[SourceFile]) -> list[list[DecodedSample] | str]:
         """For each file its samples, or the reason why it cannot be read."""
@@ -77,7 +85,7 @@ class PredictorActor:
     def _decode_file(self, file: SourceFile) -> list[DecodedSample] | str:
         try:
             data = storage.read_bytes(file.path)
-            samples = self.predictor.task.decoder.decode(data, file.frames or None)
+            samples = self._decoder.decode(data, file.frames or None)
         except LOST_FILES as error:
             return str(error)
         return [sample.without_picture() for sample in samples]

@@ -28,6 +28,7 @@ from cardioray.data.layouts import TABLE_SUFFIXES, as_text, find_table, read_tab
 from cardioray.data.manifest import resolve
 from cardioray.data.shards import write_quarantine, write_table
 from cardioray.inference.actors import (
+    FILES_PER_BATCH,
     Loading,
     Precision,
     PredictorActor,
@@ -36,7 +37,7 @@ from cardioray.inference.actors import (
     run_on_actors,
 )
 from cardioray.model_store import bundle_place
-from cardioray.predictor import MAX_BATCH, ModelOutputs, Predictor
+from cardioray.predictor import ModelOutputs, Predictor
 from cardioray.targets import Target
 from cardioray.terminal import progress_bar
 
@@ -126,8 +127,8 @@ def predict_files(
         cluster.require_shared(path, shared_storage)
     with tempfile.TemporaryDirectory(prefix="cardioray-predict-") as scratch:
         predictor = Predictor(open_bundle(bundle, Path(scratch)), network=False)
-        target, identity = predictor.task.targets[0], predictor.bundle.identity
-    studies = find_studies(inputs, study_from, target, out)
+        targets, identity = predictor.task.targets, predictor.bundle.identity
+    studies = find_studies(inputs, study_from, targets, out)
     settings = [cardioray.__version__, identity, runtime, precision]
     parts = _plan(studies, settings, f"{out}.parts")
     _run(parts, Loading(bundle, runtime, precision), f"{out}.parts", console or Console())
@@ -135,7 +136,7 @@ def predict_files(
 
 
 def find_studies(
-    paths: Sequence[str], study_from: str | None, target: Target, out: str
+    paths: Sequence[str], study_from: str | None, targets: Sequence[Target], out: str
 ) -> list[Study]:
     """The studies of some absolute paths, by study_id; see `predict_files`.
 
@@ -144,7 +145,7 @@ def find_studies(
     """
     grouped: dict[str, dict[SourceFile, None]] = {}
     for path in paths:
-        rows = list(_rows_of(path, target, out))
+        rows = list(_rows_of(path, targets, out))
         if not rows:
             raise ValueError(f"{path} holds no file to answer for.")
         for study, file in rows:
@@ -155,7 +156,7 @@ def find_studies(
     return [Study(name, tuple(files)) for name, files in sorted(grouped.items())]
 
 
-def _rows_of(path: str, target: Target, out: str) -> Iterator[tuple[str, SourceFile]]:
+def _rows_of(path: str, targets: Sequence[Target], out: str) -> Iterator[tuple[str, SourceFile]]:
     """Study ("" where nothing names it) and file of everything that a path stands for."""
     table: str | None = path if path.lower().endswith(TABLE_SUFFIXES) else None
     files = [path]
@@ -169,7 +170,7 @@ def _rows_of(path: str, target: Target, out: str) -> Iterator[tuple[str, SourceF
         if files != [path]:
             table = find_table(path, "manifest")
     if table is not None:
-        yield from _table_rows(table, target)
+        yield from _table_rows(table, targets)
         return
     for file in files:
         # Not what an earlier run left in the folder of its own input.
@@ -177,8 +178,8 @@ def _rows_of(path: str, target: Target, out: str) -> Iterator[tuple[str, SourceF
             yield "", SourceFile(file)
 
 
-def _table_rows(path: str, target: Target) -> Iterator[tuple[str, SourceFile]]:
-    table = read_table(path, target)
+def _table_rows(path: str, targets: Sequence[Target]) -> Iterator[tuple[str, SourceFile]]:
+    table = read_table(path, targets)
     if "source" not in table:
         raise ValueError(f"{path} has no column source, only {', '.join(table.columns)}.")
     study = next((name for name in ("study_id", "patient_id") if name in table), None)
@@ -298,7 +299,7 @@ def _windows(studies: Sequence[Study]) -> Iterator[list[Study]]:
     window: list[Study] = []
     for study in studies:
         window.append(study)
-        if sum(len(s.files) for s in window) >= MAX_BATCH:
+        if sum(len(s.files) for s in window) >= FILES_PER_BATCH:
             yield window
             window = []
     if window:

@@ -17,8 +17,14 @@ from cardioray.data.decoding import DecodedSample
 from cardioray.data.layouts import shown
 from cardioray.data.manifest import Manifest, check_studies, study_ids
 from cardioray.data.shards import read_index
-from cardioray.inference.actors import Loading, PredictorActor, SourceFile, run_on_actors
-from cardioray.predictor import MAX_BATCH, Predictor
+from cardioray.inference.actors import (
+    FILES_PER_BATCH,
+    Loading,
+    PredictorActor,
+    SourceFile,
+    run_on_actors,
+)
+from cardioray.predictor import Predictor
 from cardioray.tasks.base import Task, encode_labels
 from cardioray.terminal import progress_bar
 
@@ -188,7 +194,8 @@ def _run(
     paths, frames = manifest.paths, manifest.table["frame"]
     files = [[int(i), paths[i], frames.iloc[i]] for i in chosen]
     # Full batches of one-frame files, the same ones in every run.
-    chunks = [files[start : start + MAX_BATCH] for start in range(0, len(files), MAX_BATCH)]
+    starts = range(0, len(files), FILES_PER_BATCH)
+    chunks = [files[start : start + FILES_PER_BATCH] for start in starts]
     results = []
     done = 0
     with progress_bar(console, "scoring", len(files)) as advance:

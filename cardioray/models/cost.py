@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cardioray.models.runtime import fast_layout
+
 REPEATS = 9
 
 
@@ -51,7 +53,7 @@ def measure_cost(model: nn.Module, example: tuple[Tensor, ...], *, bf16: bool) -
         example: its inputs with batch size 1.
         bf16: time it under bf16 autocast, as it would run.
     """
-    model = model.eval().to(memory_format=torch.channels_last)
+    model = fast_layout(model.eval())
     gflops = count_gflops(model, example)
     times = []
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):

@@ -44,7 +44,9 @@ def plain_names(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     return plain
 
 
-def fit_to_network(net: nn.Module, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+def fit_to_network(
+    net: nn.Module, state: Mapping[str, Tensor], source: str, library: str = "timm"
+) -> dict[str, Tensor]:
     """The tensors of a file that a network without classifier takes, by the network's names.
 
     What stands beside the network in the file is left out: its classifier, its trainer's own
@@ -53,17 +55,17 @@ def fit_to_network(net: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     Counts of batches, which older files do not have, begin at zero.
 
     Args:
-        net: made by timm; on the meta device only names and shapes are looked at.
+        net: made by timm, or a video network of torchvision; on the meta device only names and
+            shapes are looked at.
         state: of the file.
         source: name of the file, for the error.
+        library: whose names its layers have, for the error.
 
     Raises:
         ValueError: when a tensor of the network is missing in the file or has another shape, when
             the file's network has more of them, as a deeper one has, or when it is there twice;
             names the first ones.
     """
-    from timm.models import adapt_input_conv
-
     wanted = net.state_dict()
     needed = [key for key in wanted if not key.endswith(_COUNTS)]
     # A few of timm's networks have a wrapper's name in their own.
@@ -72,7 +74,7 @@ def fit_to_network(net: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     given = {own_names.get(key, key): value for key, value in found.items()}
     for key, value in wanted.items():
         if key in given and _is_first_layer(given[key], value):
-            given[key] = adapt_input_conv(value.shape[1], given[key])
+            given[key] = _for_one_channel(given[key])
         elif key not in given and key.endswith(_COUNTS):
             given[key] = torch.zeros((), dtype=torch.long)
     missing = [key for key in needed if key not in given]
@@ -90,7 +92,7 @@ def fit_to_network(net: nn.Module, state: Mapping[str, Tensor], source: str) -> 
             f"{source} does not fit the network: of its {len(needed)} tensors {len(missing)} are "
             f"missing and {len(wrong)} have another shape; {len(unknown)} are unknown to it "
             f"({'; '.join(shown)}).{begins} Set model.backbone to the network that the file is of; "
-            "its layers must have timm's names."
+            f"its layers must have {library}'s names."
         )
     return {key: given[key] for key in wanted}
 
@@ -129,7 +131,17 @@ def _below_best_prefix(
 def _is_first_layer(given: Tensor, wanted: Tensor) -> bool:
     """Whether a kernel reads RGB and is wanted for one channel."""
     outputs, size = given.shape[:1], given.shape[2:]
-    return given.ndim == 4 and given.shape[1] == 3 and wanted.shape == (*outputs, 1, *size)
+    return given.ndim in (4, 5) and given.shape[1] == 3 and wanted.shape == (*outputs, 1, *size)
+
+
+def _for_one_channel(kernels: Tensor) -> Tensor:
+    """RGB kernels for the grey picture that all three channels would have repeated."""
+    if kernels.ndim == 5:
+        return kernels.sum(dim=1, keepdim=True)
+    from timm.models import adapt_input_conv
+
+    adapted: Tensor = adapt_input_conv(1, kernels)
+    return adapted
 
 
 def _unknown_inside(net: nn.Module, names: Iterable[str]) -> list[str]:
@@ -152,8 +164,10 @@ def _unknown_inside(net: nn.Module, names: Iterable[str]) -> list[str]:
 
 
 def _dropped_classifiers(net: nn.Module) -> list[str]:
-    """Names of what timm left out when it made the network without classifier."""
-    record: Any = net.pretrained_cfg
+    """Names of what was left out when the network was made without classifier."""
+    record: Any = getattr(
+        net, "pretrained_cfg", {"classifier": "fc"}
+    )  # torchvision's has no record
     names = record.get("classifier") or ()
     dropped = []
     for name in (names,) if isinstance(names, str) else names:

@@ -30,6 +30,12 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     return bool(bf16_flags(cpu_flags()))
 
 
+def fast_layout(model: nn.Module) -> nn.Module:
+    """The network with channels last in the memory of its kernels, of pictures or of clips."""
+    of_clips = any(parameter.ndim == 5 for parameter in model.parameters())
+    return model.to(memory_format=torch.channels_last_3d if of_clips else torch.channels_last)
+
+
 class Runtime(Protocol):
     """Arrays in, outputs of every head and pooled features out."""
 
@@ -55,7 +61,7 @@ class TorchRuntime:
     """The network as it was trained; bf16 autocast where asked for."""
 
     def __init__(self, model: nn.Module, *, device: torch.device, bf16: bool) -> None:
-        ready = model.to(device).eval().to(memory_format=torch.channels_last)
+        ready = fast_layout(model.to(device).eval())
         self._model = cast(FeatureModel, ready)
         self._device = device
         self._bf16 = bf16

@@ -20,13 +20,11 @@ from cardioray.phantoms.angiogram_config import PRESETS, AngiogramPhantomConfig
 from cardioray.phantoms.angiogram_patient import (
     FFR_CUTOFF,
     AngiogramPatient,
-    Stream,
-    draw,
     draw_patient,
     draw_truth,
-    stream,
 )
 from cardioray.phantoms.coronary_tree import STEP_MM
+from cardioray.phantoms.drawing import Stream, draw, stream
 from cardioray.phantoms.fluoroscopy import add_lumen, collimation, expose, thorax_absorbance
 
 __all__ = [

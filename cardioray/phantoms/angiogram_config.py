@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from cardioray.config import config
+from cardioray.phantoms.drawing import Range
 from cardioray.registry import Registry
-
-
-def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
-    if not bounds[0] <= bounds[1]:
-        raise ValueError("a range is written low, high.")
-    return bounds
-
-
-Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
-"""Bounds between which a value is drawn uniformly for each patient."""
 
 
 @config

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +11,9 @@ from cardioray.clinical.pressure_drop import (
     fractional_flow_reserve,
     typical_hyperaemic_flow_ml_s,
 )
-from cardioray.phantoms.angiogram_config import AngiogramPhantomConfig, Range
+from cardioray.phantoms.angiogram_config import AngiogramPhantomConfig
 from cardioray.phantoms.coronary_tree import CoronaryTree, Lesion, beat, draw_tree
+from cardioray.phantoms.drawing import Stream, draw, stream
 from cardioray.phantoms.fluoroscopy import View, view_axes
 
 Floats = NDArray[np.float64]
@@ -22,28 +22,6 @@ FFR_CUTOFF = 0.80
 
 # (RAO, cranial) angles in which operators look at the LAD; negative is LAO, caudal.
 _ANGULATIONS = ((30, 25), (5, 38), (-40, 25), (25, -22), (-5, 30))
-
-
-class Stream(IntEnum):
-    """One random stream a purpose, so that nuisance cannot depend on the label."""
-
-    TRUTH = 0
-    ANATOMY = 1
-    VIEW = 2
-    MOTION = 3
-    SCENE = 4
-    NOISE = 5
-    SPLIT = 6
-
-
-def stream(seed: int, index: int, *purpose: int) -> np.random.Generator:
-    """The random stream of one patient (or class) for one purpose."""
-    return np.random.default_rng([seed, index, *purpose])
-
-
-def draw(rng: np.random.Generator, bounds: Range) -> float:
-    """A uniform draw from a range of the config."""
-    return float(rng.uniform(*bounds))
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from cardioray.data.decoding import DecodedSample
-from cardioray.predictor import MAX_BATCH, ModelOutputs
+from cardioray.predictor import ModelOutputs
 
 
 @dataclass
@@ -38,6 +37,7 @@ class Batcher:
         max_batch_size: int,
         wait_s: float = 0.0,
         on_batch: Callable[[int], None] = lambda size: None,
+        passes: Callable[[Sequence[DecodedSample]], int] = lambda samples: 1,
     ) -> None:
         """Args:
         infer: the forward pass; runs in the executor, one call at a time.
@@ -45,6 +45,7 @@ class Batcher:
         max_batch_size: samples of a batch; a study with more of them is a batch of its own.
         wait_s: how long an idle model waits for a batch to fill.
         on_batch: told the samples of every batch.
+        passes: how many forward passes some samples take.
         """
         self._infer = infer
         self._executor = executor
@@ -54,6 +55,7 @@ class Batcher:
         self._waiting: deque[_Study] = deque()
         self._worker: asyncio.Task[None] | None = None
         self._busy_since: float | None = None
+        self._count_passes = passes
         self._passes = 1
         self._full = asyncio.Event()
 
@@ -111,7 +113,7 @@ class Batcher:
 
     async def _run(self, batch: list[_Study]) -> None:
         samples = [sample for study in batch for sample in study.samples]
-        self._busy_since, self._passes = time.monotonic(), math.ceil(len(samples) / MAX_BATCH)
+        self._busy_since, self._passes = time.monotonic(), self._count_passes(samples)
         try:
             self._on_batch(len(samples))
             loop = asyncio.get_running_loop()

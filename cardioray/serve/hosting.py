@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import math
 import shutil
 import tempfile
 import time
@@ -19,9 +20,10 @@ import numpy as np
 from ray.serve.handle import DeploymentHandle
 
 from cardioray.bundle import Bundle, open_bundle
-from cardioray.data.decoding import DecodedSample
+from cardioray.data.decoding import DecodedSample, Decoder
+from cardioray.data.isolation import IsolatedDecoder, IsolationConfig
 from cardioray.model_store import bundle_place, production_path
-from cardioray.predictor import ModelOutputs, Predictor
+from cardioray.predictor import ModelOutputs, Overlay, Predictor
 from cardioray.registry import unknown_name
 from cardioray.scratch import process_folder
 from cardioray.serve.batcher import Batcher
@@ -46,7 +48,7 @@ class Engine(Protocol):
 
     async def infer(self, samples: Sequence[DecodedSample]) -> ModelOutputs: ...  # noqa: D102
 
-    async def overlay(self, sample: DecodedSample, method: str) -> bytes: ...  # noqa: D102
+    async def overlay(self, sample: DecodedSample, method: str) -> Overlay: ...  # noqa: D102
 
 
 class LocalEngine:
@@ -68,6 +70,7 @@ class LocalEngine:
             max_batch_size=settings.max_batch_size,
             wait_s=settings.batch_wait_ms / 1000,
             on_batch=lambda frames: metrics.batch(name, frames, self._batcher.waiting),
+            passes=predictor.passes,
         )
 
     @property
@@ -79,8 +82,8 @@ class LocalEngine:
         """The outputs for one study."""
         return await self._batcher.infer(samples)
 
-    async def overlay(self, sample: DecodedSample, method: str) -> bytes:
-        """A frame with the heat map of the headline target, as PNG."""
+    async def overlay(self, sample: DecodedSample, method: str) -> Overlay:
+        """A frame or cine with the heat of the headline target."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
             self._threads.overlay, self._predictor.overlay, sample, method
@@ -103,9 +106,9 @@ class RemoteEngine:
         outputs: ModelOutputs = await self._handle.infer.remote(*self._key, small)
         return outputs
 
-    async def overlay(self, sample: DecodedSample, method: str) -> bytes:
-        """A frame with the heat map of the headline target, as PNG."""
-        picture: bytes = await self._handle.overlay.remote(*self._key, sample, method)
+    async def overlay(self, sample: DecodedSample, method: str) -> Overlay:
+        """A frame or cine with the heat of the headline target."""
+        picture: Overlay = await self._handle.overlay.remote(*self._key, sample, method)
         return picture
 
     async def prepare(self) -> None:
@@ -144,14 +147,16 @@ class Model:
     Attributes:
         name: for `?model=`, and in answers.
         path: where the bundle was opened from.
-        predictor: decodes, and turns outputs into answers.
+        predictor: turns outputs into answers.
         engine: runs the network.
+        decoder: the predictor's, in processes of its own where it is a risky one.
     """
 
     name: str
     path: str
     predictor: Predictor
     engine: Engine
+    decoder: Decoder | IsolatedDecoder
 
     @property
     def bundle(self) -> Bundle:
@@ -285,7 +290,8 @@ def load_local(
     blank = _blank_sample(predictor)
     predictor.answer([blank], predictor.infer([blank]))
     name = name or predictor.bundle.name
-    return Model(name, path, predictor, LocalEngine(predictor, name, settings, metrics, threads))
+    engine = LocalEngine(predictor, name, settings, metrics, threads)
+    return Model(name, path, predictor, engine, _shielded(predictor, settings))
 
 
 def load_remote(
@@ -294,7 +300,26 @@ def load_remote(
     """Open a bundle for decoding and answering, with its network elsewhere."""
     predictor = _predictor(path, runtime=_runtime_elsewhere(settings), network=False)
     name = name or predictor.bundle.name
-    return Model(name, path, predictor, RemoteEngine(handle, path, name))
+    engine = RemoteEngine(handle, path, name)
+    return Model(name, path, predictor, engine, _shielded(predictor, settings))
+
+
+def decoding_threads(settings: ServeSettings) -> int:
+    """Files that a replica decodes at a time."""
+    return math.ceil(settings.ingress_cpus if settings.apart else settings.cpus)
+
+
+def _shielded(predictor: Predictor, settings: ServeSettings) -> Decoder | IsolatedDecoder:
+    """A bundle's decoder; processes that it runs in end with the bundle."""
+    decoder = predictor.task.decoder
+    if not decoder.risky:
+        return decoder
+    bounds = IsolationConfig(
+        deadline_s=settings.limits.decode_s, memory_mb=settings.limits.decode_mb
+    )
+    shielded = IsolatedDecoder(decoder, bounds, processes=decoding_threads(settings))
+    weakref.finalize(predictor, shielded.close)
+    return shielded
 
 
 def _predictor(path: str, **options: Any) -> Predictor:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import functools
 import logging
-import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,13 +22,14 @@ from cardioray.data.decoding import DecodedSample
 from cardioray.data.image import UnreadableImage
 from cardioray.model_store import production_path
 from cardioray.models.backbones import NoFeatureMap
-from cardioray.predictor import ModelOutputs
+from cardioray.predictor import ModelOutputs, Overlay
 from cardioray.serve.auth import read_keys, require_keys
 from cardioray.serve.hosting import (
     Catalogue,
     Model,
     Threads,
     check_models,
+    decoding_threads,
     load_local,
     load_remote,
 )
@@ -63,8 +63,7 @@ class Answerer:
         require_keys(host, self.keys)
         _quieten()
         self.metrics = ServeMetrics()
-        cpus = self.settings.ingress_cpus if self.settings.apart else self.settings.cpus
-        self._decoders = math.ceil(cpus)
+        self._decoders = decoding_threads(self.settings)
         self._threads = Threads.start(decoders=self._decoders)
         self.catalogue = Catalogue(self.settings, self.metrics, self._loader(network))
         self._following: asyncio.Task[None] | None = None
@@ -126,7 +125,7 @@ class Answerer:
         most = self.settings.limits.max_frames
         try:
             return await loop.run_in_executor(
-                self._threads.decode, model.predictor.task.decoder.decode, data, frame, most
+                self._threads.decode, model.decoder.decode, data, frame, most
             )
         except UnreadableImage as error:
             raise unreadable(str(error)) from None
@@ -159,8 +158,8 @@ class Answerer:
         self.metrics.study(model.name, seconds, model.predictor.task.targets, answer)
         return {**answer, "model": model.name}
 
-    async def overlay(self, model: Model, sample: DecodedSample, method: str) -> bytes:
-        """A frame with the heat map of the headline target, as PNG.
+    async def overlay(self, model: Model, sample: DecodedSample, method: str) -> Overlay:
+        """A frame or cine with the heat of the headline target.
 
         Raises:
             Problem: when the model has no feature map, or the replicas with the network are
@@ -208,8 +207,8 @@ class ModelReplica:
         """The outputs for one study."""
         return await (await self._get(path, name)).engine.infer(samples)
 
-    async def overlay(self, path: str, name: str, sample: DecodedSample, method: str) -> bytes:
-        """A frame with a heat map, as PNG."""
+    async def overlay(self, path: str, name: str, sample: DecodedSample, method: str) -> Overlay:
+        """A frame or cine with its heat."""
         return await (await self._get(path, name)).engine.overlay(sample, method)
 
     async def _get(self, path: str, name: str) -> Model:

@@ -15,7 +15,6 @@ from starlette.exceptions import HTTPException
 from cardioray import __version__
 from cardioray.bundle import CARD
 from cardioray.data.decoding import DecodedSample
-from cardioray.data.frames import ACCEPTED as ACCEPTED_FILES
 from cardioray.data.frames import FrameSelection
 from cardioray.serve.hosting import Model, describe
 from cardioray.serve.middleware import (
@@ -129,9 +128,10 @@ async def _read_study(
         record.received = sum(len(file) for file in files)
         samples = await replica.decode(model, files, frame, pictures)
     except Problem as problem:
+        accepted = model.predictor.task.decoder.accepted
         problem.accepted = (
-            f"{ACCEPTED_FILES} A request may hold {size_text(limits.max_bytes)}, "
-            f"{limits.max_files} files and {limits.max_frames} frames; ?frame= {_FRAME}."
+            f"{accepted} A request may hold {size_text(limits.max_bytes)}, {limits.max_files} "
+            f"files and {limits.max_frames} frames; ?frame= {_FRAME}."
         )
         raise
     record.frames = len(samples)
@@ -143,8 +143,14 @@ async def _overlays(
 ) -> list[dict[str, Any]]:
     overlays = []
     for index, sample in enumerate(samples):
-        png = base64.b64encode(await replica.overlay(model, sample, method)).decode()
-        overlays.append({"frame": index, "method": method, "png": f"data:image/png;base64,{png}"})
+        found = await replica.overlay(model, sample, method)
+        coded = base64.b64encode(found.content).decode()
+        key = "png" if found.media_type == "image/png" else "video"
+        overlay: dict[str, Any] = {"frame": index, "method": method}
+        overlay[key] = f"data:{found.media_type};base64,{coded}"
+        if found.importance:
+            overlay["importance"] = list(found.importance)
+        overlays.append(overlay)
     return overlays
 
 

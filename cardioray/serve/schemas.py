@@ -10,6 +10,8 @@ from pydantic import BaseModel, Field, create_model
 
 from cardioray.predictor import Predictor
 from cardioray.serve.upload import ACCEPTED_TYPES
+from cardioray.tasks.echo_ef import EchoEfTask
+from cardioray.tasks.video import VideoTask
 
 
 class BinaryAnswer(BaseModel):
@@ -33,11 +35,34 @@ class NumberAnswer(BaseModel):
 
 
 class Overlay(BaseModel):
-    """A frame with a heat map."""
+    """A frame or cine with its heat."""
 
-    frame: int = Field(description="Place of the frame in the study, from 0")
+    frame: int = Field(description="Place of the frame or cine in the study, from 0")
     method: str
-    png: str = Field(description="PNG as a data: URI")
+    png: str | None = Field(None, description="Of a frame: PNG as a data: URI")
+    video: str | None = Field(None, description="Of a cine: MP4 as a data: URI")
+    importance: list[float] | None = Field(
+        None, description="Of a cine: share of the evidence in each frame, of the largest"
+    )
+
+
+class BeatAnswer(BaseModel):
+    """A number for one beat."""
+
+    cine: int = Field(description="Place of the cine in the study, from 0")
+    first_frame: int
+    last_frame: int
+    value: float
+
+
+class CineAnswer(BaseModel):
+    """What of a cine was used."""
+
+    frames_in_file: int
+    frames_used: int
+    fps: float | None = Field(description="Null where the file does not say")
+    cm_per_px: float | None
+    windows: int = Field(description="Windows that the network answered for")
 
 
 class ProblemDetails(BaseModel):
@@ -57,13 +82,21 @@ def answer_schema(predictor: Predictor) -> type[BaseModel]:
         target.name: (BinaryAnswer if target.kind == "binary" else NumberAnswer, ...)
         for target in predictor.task.targets
     }
+    if isinstance(predictor.task, VideoTask):
+        fields["cines"] = (list[CineAnswer], ...)
+    if isinstance(predictor.task, EchoEfTask):
+        fields["beats"] = (list[BeatAnswer], ...)
+        fields["beat_range"] = (
+            list[float] | None,
+            Field(None, description="Lowest and highest beat; null where no beat was told apart"),
+        )
     return create_model(
         "Answer",
         __doc__="The answer for one study.",
         **fields,
         model=(str, Field(description="Name of the model")),
         bundle=(str, Field(description="Hash of the model's bundle")),
-        frames=(int, Field(description="Frames of the study")),
+        frames=(int, Field(description="Frames, or cines, of the study")),
         warnings=(list[str], Field(description="What to know before believing the answer")),
         overlays=(list[Overlay] | None, None),
         request_id=(str, ...),

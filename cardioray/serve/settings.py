@@ -20,9 +20,12 @@ class Limits:
     Attributes:
         max_bytes: of the whole body.
         max_files: in one multipart upload.
-        max_frames: over all files of a study.
+        max_frames: over all files of a study; of a cine, what is beyond it is left out.
         max_overlays: frames of a study that get an overlay; the first ones.
         upload_s: seconds an upload may take.
+        decode_s: seconds that decoding one file may take, where it is done in a process of its own
+            because decoders of its kind hang or crash on some files.
+        decode_mb: memory of that process.
     """
 
     max_bytes: int = Field(default=64 * MIB, ge=1)
@@ -30,6 +33,8 @@ class Limits:
     max_frames: int = Field(default=256, ge=1)
     max_overlays: int = Field(default=4, ge=1)
     upload_s: float = Field(default=60.0, gt=0)
+    decode_s: float = Field(default=30.0, gt=0)
+    decode_mb: int = Field(default=4096, ge=512)
 
 
 @config

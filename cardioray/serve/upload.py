@@ -14,7 +14,7 @@ from cardioray.serve.problems import Problem, malformed, too_large, unreadable, 
 from cardioray.serve.settings import Limits
 
 FIELDS = ("file", "files")
-ACCEPTED_TYPES = ("image/*", "application/dicom", "application/octet-stream")
+ACCEPTED_TYPES = ("image/*", "video/*", "application/dicom", "application/octet-stream")
 ACCEPTED = (
     f"Send the files as multipart/form-data in fields named {' or '.join(FIELDS)}, or one file as "
     f"the body with Content-Type {', '.join(ACCEPTED_TYPES)}."

@@ -7,7 +7,7 @@ so one loop, one pipeline and one server carry them all.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -18,8 +18,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cardioray import config
-from cardioray.data.decoding import Decoder
+from cardioray.data.decoding import DecodedSample, Decoder
 from cardioray.data.manifest import Manifest
+from cardioray.data.sampling import Sampler, Whole
 from cardioray.data.splits import SplitConfig
 from cardioray.evaluation.metrics import binary_metrics, regression_metrics
 from cardioray.evaluation.predictions import check_predictions, per_study
@@ -62,11 +63,16 @@ class LabelStatistics:
         class_weights: per binary target, weights of class 0 and class 1.
         means: per regression target, mean of the training values.
         deviations: per regression target, their standard deviation.
+        pixel_mean: per channel, mean grey level of training samples; () where the task does not
+            measure it.
+        pixel_std: per channel, their standard deviation.
     """
 
     class_weights: Mapping[str, tuple[float, float]]
     means: Mapping[str, float]
     deviations: Mapping[str, float]
+    pixel_mean: tuple[float, ...] = ()
+    pixel_std: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +120,10 @@ class Task(ABC):
     title: ClassVar[str]
     intended_use: ClassVar[str]
     settings_type: ClassVar[type]
+    # Whether pixel_mean and pixel_std are measured before a run begins.
+    measures_pixels: ClassVar[bool] = False
+    # Windows of samples that go through the network at a time when it only answers.
+    max_batch: ClassVar[int] = 32
 
     def __init__(self, settings: Any) -> None:
         assert isinstance(settings, self.settings_type)
@@ -150,6 +160,10 @@ class Task(ABC):
     def read_manifest(self, data: str, patient_from: str | None) -> Manifest:
         """Read a manifest of this task's kind; see `cardioray.data.manifest`."""
 
+    def takes_part(self, samples: pd.DataFrame) -> NDArray[np.bool_]:
+        """Which rows of a manifest or of shards the model is for; all by default."""
+        return np.ones(len(samples), np.bool_)
+
     @property
     @abstractmethod
     def decoder(self) -> Decoder:
@@ -158,9 +172,31 @@ class Task(ABC):
     # From shards to a model
 
     @property
+    def sampler(self) -> Sampler:
+        """What of a stored sample the network sees at a time."""
+        return Whole(self.decoder.columns)
+
+    @property
     def columns(self) -> tuple[str, ...]:
-        """Array columns of a shard that the model takes, in order."""
-        return self.decoder.columns
+        """Arrays that the network takes, in order."""
+        return self.sampler.columns
+
+    def input_shapes(
+        self, stored: Mapping[str, Sequence[int] | None]
+    ) -> dict[str, tuple[int, ...]]:
+        """Shape of each array that the network takes, without the batch.
+
+        Args:
+            stored: shapes of the arrays of the shards, None where they vary.
+        """
+        return {name: tuple(stored[name] or ()) for name in self.columns}
+
+    def pictures(self, arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
+        """A picture for each of some network inputs, to be looked at: (N, H, W, C)."""
+        return np.asarray(arrays[self.columns[0]])
+
+    def initialise(self, model: nn.Module, statistics: LabelStatistics) -> None:  # noqa: B027
+        """Give a new network what is known before it has learned anything; nothing by default."""
 
     @abstractmethod
     def build_model(self) -> nn.Module:
@@ -197,6 +233,21 @@ class Task(ABC):
     @abstractmethod
     def loss(self, outputs: Outputs, batch: Batch, statistics: LabelStatistics) -> Tensor:
         """The scalar to minimise; missing labels (NaN) are left out."""
+
+    def details(
+        self, samples: Sequence[DecodedSample], windows: Mapping[str, Sequence[NDArray[np.float32]]]
+    ) -> dict[str, Any]:
+        """What an answer says beside its targets, of the samples of one study.
+
+        Args:
+            samples: decoded files or frames.
+            windows: per target and sample, the score of every window.
+        """
+        return {}
+
+    def doubts(self, samples: Sequence[DecodedSample]) -> list[str]:
+        """What speaks against the answer for a study, as sentences, from its files alone."""
+        return []
 
     @abstractmethod
     def scores(self, outputs: Outputs, statistics: LabelStatistics) -> dict[str, Tensor]:

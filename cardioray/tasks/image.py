@@ -127,7 +127,7 @@ class ImageTask(Task):
 
     def read_manifest(self, data: str, patient_from: str | None) -> Manifest:
         """Folder per class, CSV, Excel, Parquet, or a folder that holds a manifest."""
-        return read_manifest(data, self.settings.target, patient_from=patient_from)
+        return read_manifest(data, self.targets, patient_from=patient_from)
 
     @property
     def decoder(self) -> ImageDecoder:

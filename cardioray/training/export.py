@@ -29,6 +29,7 @@ from cardioray import bundle as bundles
 from cardioray import config
 from cardioray.bundle import Bundle, dump_json
 from cardioray.data.reading import take_rows
+from cardioray.data.sampling import split, stacked
 from cardioray.data.shards import ShardSet
 from cardioray.evaluation import plots
 from cardioray.evaluation.figures import decide
@@ -40,7 +41,13 @@ from cardioray.evaluation.operating_point import (
 from cardioray.evaluation.predictions import check_predictions, select_split
 from cardioray.evaluation.report import Evaluation, evaluate, title_of, write_plots
 from cardioray.models.gate import InputGate
-from cardioray.models.runtime import FEATURES, OpenVinoRuntime, TorchRuntime, export_openvino
+from cardioray.models.runtime import (
+    FEATURES,
+    OpenVinoRuntime,
+    Runtime,
+    TorchRuntime,
+    export_openvino,
+)
 from cardioray.predictor import (
     CALIBRATION,
     GATE,
@@ -58,8 +65,10 @@ from cardioray.training.settings import RunConfig
 
 log = logging.getLogger(__name__)
 
+# Training rows that the input gate is fitted on; fewer where samples are large.
 GATE_ROWS = 1024
-TOLERANCE_ROWS = 64
+GATE_BYTES = 2**29
+GATE_LEAST_ROWS = 64
 # Largest difference in fp32 that rounding explains, of a probability or in SDs of a number.
 FP32_TOLERANCE = 1e-3
 LIBRARIES = ("ray", "torch", "torchvision", "timm", "numpy", "pandas", "openvino", "pydicom")
@@ -155,8 +164,8 @@ def _write_files(source: BundleSource, folder: Path) -> None:
     (folder / bundles.CONFIG).write_text(yaml.safe_dump(written, sort_keys=False))
     _write_operating_points(points, folder)
     images, shapes, patients = _training_pictures(source)
-    features = _features(model, images)
-    gate = InputGate.fit(images[task.columns[0]], shapes, features, patients)
+    features = _features(model, images, task.max_batch)
+    gate = InputGate.fit(task.pictures(images), shapes, features, patients)
     (folder / GATE).write_bytes(save_arrays(gate.to_tensors()))
     (folder / SEEN).write_bytes(save_arrays({"digests": _seen(source)}))
     tolerance = _export(source, model, images, folder)
@@ -211,12 +220,17 @@ def _write_operating_points(
 def _training_pictures(
     source: BundleSource,
 ) -> tuple[dict[str, NDArray[np.uint8]], NDArray[np.int64], NDArray[Any]]:
-    """A seeded sample of training arrays, their source shapes and patients."""
+    """What the network sees of a seeded sample of training rows, source shapes and patients."""
+    task, index = source.run.task, source.shards.index
     training = source.shards.samples[(source.split == "train").to_numpy()]
-    count = min(GATE_ROWS, len(training))
+    affordable = int(GATE_BYTES * index.num_samples / index.array_bytes)
+    count = min(max(GATE_LEAST_ROWS, min(GATE_ROWS, affordable)), len(training))
     chosen = training.sample(count, random_state=source.run.train.seed).sort_values("row")
     rows = chosen["row"].to_numpy(np.int64)
-    arrays = take_rows(source.shards, rows, source.run.task.columns)
+    arrays = take_rows(source.shards, rows, task.decoder.columns)
+    if task.sampler.cuts:
+        windows = [task.sampler.windows(sample, thorough=False)[0] for sample in split(arrays)]
+        arrays = stacked(windows)
     shapes = chosen[["height_px", "width_px"]].to_numpy(np.int64)
     return arrays, shapes, chosen["patient_id"].to_numpy()
 
@@ -231,12 +245,14 @@ def _seen(source: BundleSource) -> NDArray[np.uint64]:
     )
 
 
-def _features(model: nn.Module, arrays: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.float32]:
+def _features(
+    model: nn.Module, arrays: Mapping[str, NDArray[np.uint8]], batch: int
+) -> NDArray[np.float32]:
     runtime = TorchRuntime(model, device=torch.device("cpu"), bf16=False)
     count = len(next(iter(arrays.values())))
     pieces = [
-        runtime.run(tuple(values[i : i + 32] for values in arrays.values()))[FEATURES]
-        for i in range(0, count, 32)
+        runtime.run(tuple(values[i : i + batch] for values in arrays.values()))[FEATURES]
+        for i in range(0, count, batch)
     ]
     return np.concatenate(pieces)
 
@@ -252,7 +268,8 @@ def _export(
     An export that computes something else is left out of the bundle; CPUs then run PyTorch.
     """
     task = source.run.task
-    sample = tuple(values[:TOLERANCE_ROWS] for values in arrays.values())
+    batch = task.max_batch
+    sample = tuple(values[: 2 * batch] for values in arrays.values())
     names = tuple(target.name for target in task.targets)
     export_openvino(model, names, tuple(values[:2] for values in sample), folder / OPENVINO)
 
@@ -260,11 +277,16 @@ def _export(
         tensors = {name: torch.from_numpy(raw[name]) for name in names}
         return {k: v.numpy() for k, v in task.scores(tensors, source.statistics).items()}
 
-    reference = scores(TorchRuntime(model, device=torch.device("cpu"), bf16=False).run(sample))
+    def run(runtime: Runtime) -> dict[str, NDArray[np.float32]]:
+        starts = range(0, len(sample[0]), batch)
+        parts = [runtime.run(tuple(v[i : i + batch] for v in sample)) for i in starts]
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+    reference = scores(run(TorchRuntime(model, device=torch.device("cpu"), bf16=False)))
     differences: dict[str, Any] = {}
     for precision in ("fp32", "bf16"):
         runtime = OpenVinoRuntime(folder / OPENVINO, bf16=precision == "bf16")
-        found = scores(runtime.run(sample))
+        found = scores(run(runtime))
         differences[f"openvino_{precision}"] = {
             name: float(np.abs(found[name] - reference[name]).max()) for name in names
         }
@@ -292,11 +314,17 @@ def _preprocess(source: BundleSource) -> dict[str, Any]:
     task = source.run.task
     return {
         "decode": config.to_dict(task.decoder),
-        "columns": source.shards.index.columns,
+        "columns": _shapes(source),
         "dtype": "uint8",
         "layout": "channels last",
         "note": "Normalisation is part of the network.",
     }
+
+
+def _shapes(source: BundleSource) -> dict[str, list[int]]:
+    """Shape of each array that the network takes, without the batch."""
+    shapes = source.run.task.input_shapes(source.shards.index.columns)
+    return {name: list(shape) for name, shape in shapes.items()}
 
 
 def _write_plots(
@@ -313,7 +341,7 @@ def _write_plots(
             figure = prediction_picture(
                 decide(test, point),
                 source.shards,
-                source.run.task.columns,
+                source.run.task,
                 target,
                 seed=source.run.train.seed,
             )
@@ -389,10 +417,10 @@ def _data_summary(source: BundleSource) -> dict[str, Any]:
 
 def _network_data_format(source: BundleSource) -> dict[str, Any]:
     """Inputs and outputs with the key names of MONAI's bundle specification."""
-    columns = source.shards.index.columns
     inputs = {}
-    for name in source.run.task.columns:
-        shape = columns[name] or []
+    for name, shape in _shapes(source).items():
+        if not shape:
+            continue  # a number that goes with a sample
         channels = shape[-1] if shape else 1
         inputs[name] = {
             "type": "image",

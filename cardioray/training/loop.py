@@ -24,8 +24,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cardioray.data.ranks import RankedRows, Rows
+from cardioray.data.sampling import mean_by_owner
 from cardioray.machine import usable_cores
-from cardioray.models.runtime import use_bf16
+from cardioray.models.runtime import fast_layout, use_bf16
 from cardioray.scratch import process_folder
 from cardioray.tasks.base import STANDING, Batch, Monitor
 from cardioray.training.feed import RowFeed, epoch_order
@@ -74,7 +75,7 @@ class _Trainer:
     def _make_feeds(self) -> dict[str, RowFeed]:
         """A feed for each split; the smallest ones are kept in memory, as far as it goes."""
         plan, settings = self.plan, self.settings
-        split = RankedRows(plan.shards, plan.rows, self.task.columns, settings.seed)
+        split = RankedRows(plan.shards, plan.rows, self.task.decoder.columns, settings.seed)
         rows = {name: split.rows(name, self.rank, self.world_size) for name in plan.rows}
         all_rows = plan.shards.samples["row"].to_numpy()
         free = settings.cache_gb * 1e9
@@ -90,15 +91,17 @@ class _Trainer:
                 labels={target: values[positions] for target, values in plan.labels.items()},
                 cached=cached,
                 device=self.device,
+                sampler=self.task.sampler,
             )
         return feeds
 
     def _new_model(self) -> nn.Module:
         model = self.task.build_model()
+        self.task.initialise(model, self.plan.statistics)
         if self.plan.weights is not None:
             self.task.load_starting_weights(model, self.plan.weights)
         if self.settings.channels_last:
-            model = model.to(memory_format=torch.channels_last)
+            model = fast_layout(model)
         return model.to(self.device)
 
     def run(self) -> None:
@@ -207,7 +210,7 @@ class _Trainer:
         diverged = not math.isfinite(np.mean(losses))
         figures = {"val_loss": math.nan, self.task.monitor.name: math.nan}
         if not diverged:
-            table = self.score(self._kept_model(), "validation")
+            table = self.score(self._kept_model(), "validation", thorough=False)
             figures = self.task.validation_figures(table)
         progress.epoch += 1
         progress.stage_epoch += 1
@@ -355,13 +358,20 @@ class _Trainer:
         return self.model
 
     @torch.inference_mode()
-    def score(self, model: nn.Module, name: str) -> pd.DataFrame:
-        """The predictions table of a split; every row once, complete on every rank."""
+    def score(self, model: nn.Module, name: str, *, thorough: bool = True) -> pd.DataFrame:
+        """The predictions table of a split; every row once, complete on every rank.
+
+        Args:
+            model: the weights to score.
+            name: of the split.
+            thorough: by every window of a sample that is scored, not by few.
+        """
         feed = self.feeds[name]
         model.eval()
         rows: list[Rows] = []
         scores: list[dict[str, Tensor]] = []
-        for batch_rows, batch in feed.batches(self.settings.batch_size, order=None):
+        batches = feed.batches(self.settings.batch_size, order=None, thorough=thorough)
+        for batch_rows, batch in batches:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 outputs = model(*(batch[column] for column in self.task.columns))
             outputs = {key: value.float() for key, value in outputs.items()}
@@ -374,7 +384,8 @@ class _Trainer:
             )
             for target in self.task.targets
         }
-        shares = self._gathered((np.concatenate([np.empty(0, np.int64), *rows]), merged))
+        own_rows = np.concatenate([np.empty(0, np.int64), *rows])
+        shares = self._gathered(mean_by_owner(own_rows, merged))
         all_rows = np.concatenate([share[0] for share in shares]).astype(np.int64)
         all_scores = {
             target.name: np.concatenate([share[1][target.name] for share in shares])

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pandas as pd
 from matplotlib.figure import Figure
 
 from cardioray.data.reading import take_rows
+from cardioray.data.sampling import split, stacked
 from cardioray.data.shards import ShardSet
 from cardioray.evaluation import plots
 from cardioray.targets import BinaryTarget
+from cardioray.tasks.base import Task
 
 
 def prediction_picture(
     frames: pd.DataFrame,
     shards: ShardSet,
-    columns: Sequence[str],
+    task: Task,
     target: BinaryTarget,
     *,
     seed: int = 0,
@@ -29,7 +29,7 @@ def prediction_picture(
     Args:
         frames: decided rows, as `evaluation.figures.decide` gives them.
         shards: holds the pictures.
-        columns: array columns of the task; the first one is shown.
+        task: shows its samples as pictures.
         target: what the label means.
         seed: of the draw; models scored on the same rows are shown on the same pictures.
     """
@@ -38,7 +38,9 @@ def prediction_picture(
     chosen = shuffled.iloc[turn.argsort(kind="stable")].head(plots.GRID_PICTURES)
     row_of = shards.samples.set_index("sample_id")["row"]
     chosen = chosen.assign(row=row_of[chosen["sample_id"]].to_numpy()).sort_values("row")
-    images = take_rows(shards, chosen["row"].to_numpy(), columns[:1])[columns[0]]
+    stored = take_rows(shards, chosen["row"].to_numpy(), task.decoder.columns)
+    windows = [task.sampler.windows(sample, thorough=False)[0] for sample in split(stored)]
+    images = task.pictures(stacked(windows))
     return plots.prediction_grid(
         list(images),
         chosen["label"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from cardioray import config, storage
 from cardioray.data import cluster
 from cardioray.data.manifest import check_studies
 from cardioray.data.ranks import RankedRows, Rows
-from cardioray.data.reading import read_rows
+from cardioray.data.reading import pixel_statistics, read_rows
 from cardioray.data.shards import ShardSet
 from cardioray.targets import BinaryTarget, RegressionTarget
 from cardioray.tasks.base import Task, encode_labels
@@ -139,6 +140,12 @@ def make_plan(
     chosen, labels = check_data(run, shards, split)
     training = np.isin(shards.samples["row"].to_numpy(np.int64), chosen["train"])
     own = {target: values[training] for target, values in labels.items()}
+    statistics = run.task.label_statistics(own)
+    if run.task.measures_pixels:
+        mean, std = pixel_statistics(
+            shards, chosen["train"], run.task.decoder.columns[0], run.train.seed
+        )
+        statistics = replace(statistics, pixel_mean=mean, pixel_std=std)
     weights = _starting_weights(run, _request(run, shards, split), folder, weights_cache)
     return TrainPlan(
         run=run.to_dict(),
@@ -146,7 +153,7 @@ def make_plan(
         shards=shards,
         rows=chosen,
         labels=labels,
-        statistics=run.task.label_statistics(own),
+        statistics=statistics,
         weights=weights,
         stages=run.train.resolved_stages(weights is not None),
         threads=threads_per_worker(run.scale, cluster.capacity(), runs=1),
@@ -170,7 +177,8 @@ def check_data(
     labels = encode_labels(run.task, shards.samples)
     check_studies(shards.samples, labels)
     rows = shards.samples["row"].to_numpy(np.int64)
-    known = np.isfinite(labels[run.task.targets[0].name])
+    known = np.any([np.isfinite(values) for values in labels.values()], axis=0)
+    known &= run.task.takes_part(shards.samples)
     parts = {part: known & (split == part).to_numpy() for part in ("train", *SCORED_SPLITS)}
     for needed in ("train", "validation"):
         if not parts[needed].any():
@@ -180,6 +188,8 @@ def check_data(
         _require_both_classes(target, labels[target.name][parts["train"]], "training")
     # Early stopping follows the first target, whose AUC would be no number.
     target = run.task.targets[0]
+    if not np.isfinite(labels[target.name][parts["validation"]]).any():
+        raise ValueError(f"no validation sample has a label of {target.name!r}, the headline.")
     _require_both_classes(target, labels[target.name][parts["validation"]], "validation")
     return {part: np.sort(rows[mask]) for part, mask in parts.items() if mask.any()}, labels
 
@@ -249,7 +259,7 @@ def _trainer(
     use_gpu = resources.get("GPU", 0) > 0
     backend = _backend(scale, resources.get("GPU", 0))
     filesystem, path = storage.filesystem(out)
-    columns = run.task.columns
+    columns = run.task.decoder.columns
     return Trainer(
         run_plan,
         # By reference: the controller then passes the plan on without loading what it is made of.

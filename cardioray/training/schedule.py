@@ -12,7 +12,8 @@ def scheduled_rate(stage: StageConfig, done: float, plateau: dict[str, Any]) -> 
     """The learning rate of a stage.
 
     "one_cycle" rises linearly over the first tenth and falls as a cosine to a hundredth of the
-    peak; "cosine" falls from the peak to `final_learning_rate`.
+    peak; "cosine" falls from the peak to `final_learning_rate`; "step" falls at the beginning of
+    every `step_epochs`-th epoch.
 
     Args:
         stage: the stage.
@@ -24,6 +25,9 @@ def scheduled_rate(stage: StageConfig, done: float, plateau: dict[str, Any]) -> 
         return float(plateau.get("rate", peak))
     if stage.schedule == "constant":
         return peak
+    if stage.schedule == "step":
+        epoch = int(done * stage.epochs + 1e-9)  # a product that rounding leaves below a whole one
+        return peak * stage.step_factor ** (epoch // stage.step_epochs)
     warm = 0.1 if stage.schedule == "one_cycle" else 0.0
     low = peak / 100 if stage.schedule == "one_cycle" else stage.final_learning_rate
     if done < warm:

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from cardioray.data.reading import read_rows
+from cardioray.data.sampling import mean_by_owner, windows_of
 from cardioray.models.runtime import FEATURES, TorchRuntime, use_bf16
 from cardioray.training.plan import SCORED_SPLITS, TrainPlan, predictions_table
 from cardioray.training.settings import RunConfig
-
-BATCH = 32
 
 
 def score_plan(plan: TrainPlan, weights: Mapping[str, Tensor]) -> pd.DataFrame:
@@ -31,13 +30,18 @@ def score_plan(plan: TrainPlan, weights: Mapping[str, Tensor]) -> pd.DataFrame:
         if split not in plan.rows:
             continue
         rows, pieces = [], []
-        dataset = read_rows(plan.shards, plan.rows[split], task.columns)
-        for batch in dataset.iter_batches(batch_size=BATCH, batch_format="numpy"):
-            raw = runtime.run(tuple(batch[name] for name in task.columns))
+        dataset = read_rows(plan.shards, plan.rows[split], task.decoder.columns)
+        stored = (
+            (batch.pop("row"), batch)
+            for batch in dataset.iter_batches(batch_size=task.max_batch, batch_format="numpy")
+        )
+        for owners, arrays in windows_of(stored, task.sampler, task.max_batch, thorough=True):
+            raw = runtime.run(tuple(arrays[name] for name in task.columns))
             heads = {k: torch.from_numpy(v) for k, v in raw.items() if k != FEATURES}
             scores = task.scores(heads, plan.statistics)
-            rows.append(batch["row"])
+            rows.append(owners)
             pieces.append({name: value.numpy() for name, value in scores.items()})
-        merged = {n: np.concatenate([piece[n] for piece in pieces]) for n in pieces[0]}
-        tables.append(predictions_table(plan, task, split, np.concatenate(rows), merged))
+        every = {n: np.concatenate([piece[n] for piece in pieces]) for n in pieces[0]}
+        scored, means = mean_by_owner(np.concatenate(rows), every)
+        tables.append(predictions_table(plan, task, split, scored, means))
     return pd.concat(tables, ignore_index=True)

@@ -354,13 +354,13 @@ class _Comparing:
     def _pictures(self, leaderboard: Leaderboard, trials: Sequence[TrialResult]) -> list[Picture]:
         """Predictions of every backbone, and learning curves of its first fold."""
         pictures = []
-        target, columns = self.run.task.targets[0], self.run.task.columns
+        target = self.run.task.targets[0]
         for row in leaderboard.rows:
             if not isinstance(target, BinaryTarget):
                 break
             name = row.entry.name
             figure = prediction_picture(
-                row.frames, self.shards, columns, target, seed=self.settings.seed
+                row.frames, self.shards, self.run.task, target, seed=self.settings.seed
             )
             title = f"{name}: predictions of pictures drawn by chance"
             png = plots.png_bytes(figure)

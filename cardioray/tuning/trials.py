@@ -196,8 +196,8 @@ def cheapest_first(context: TrialContext, backbones: Sequence[str]) -> list[str]
 
 def example_inputs(run: RunConfig, index: ShardIndex) -> tuple[Tensor, ...]:
     """One black sample of a task's shapes, on the device in force."""
-    shapes = (index.columns[name] or () for name in run.task.columns)
-    return tuple(torch.zeros((1, *shape), dtype=torch.uint8) for shape in shapes)
+    shapes = run.task.input_shapes(index.columns)
+    return tuple(torch.zeros((1, *shapes[name]), dtype=torch.uint8) for name in run.task.columns)
 
 
 def other_folds(

@@ -1,0 +1,113 @@
+"""Beats of the heart from a curve over the frames of a cine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+# Rates between which a period is looked for, in beats a minute.
+SLOWEST, FASTEST = 35.0, 180.0
+# Autocorrelation at one period that a curve needs to count as periodic.
+_LEAST_CORRELATION = 0.2
+# Share of the highest correlation that a shorter period needs to win: a curve repeats after two
+# beats as well as after one.
+_AS_GOOD = 0.85
+
+
+@dataclass(frozen=True)
+class BeatValue:
+    """A number for one beat.
+
+    Attributes:
+        first_frame: of the windows that were averaged, the first one's first frame.
+        last_frame: the last one's first frame.
+        value: their mean.
+        windows: how many they are.
+    """
+
+    first_frame: int
+    last_frame: int
+    value: float
+    windows: int
+
+
+def beat_period(curve: Floats, fps: float) -> float | None:
+    """Length of a beat in frames, by the autocorrelation of a curve; None where there is none.
+
+    Args:
+        curve: one value a frame (T,): cavity area, or what a network says of the window that begins
+            there.
+        fps: frames a second.
+    """
+    count = len(curve)
+    lags = np.arange(max(2, int(fps * 60 / FASTEST)), int(fps * 60 / SLOWEST) + 1)
+    lags = lags[lags <= count - 2]
+    centred = curve - curve.mean()
+    # A trend over the cine is no beat.
+    slope = np.polyfit(np.arange(count), centred, 1) if count > 2 else (0.0, 0.0)
+    centred = centred - np.polyval(slope, np.arange(count))
+    # What rounding leaves of a straight line is no curve.
+    flat = centred.std() <= 1e-9 * max(1.0, float(np.abs(curve).max()))
+    if len(lags) < 3 or flat:
+        return None
+    correlation = np.array([_correlation(centred[:-lag], centred[lag:]) for lag in lags])
+    inner = np.arange(1, len(lags) - 1)
+    peaks = inner[
+        (correlation[inner] >= correlation[inner - 1])
+        & (correlation[inner] >= correlation[inner + 1])
+        & (correlation[inner] > _LEAST_CORRELATION)
+    ]
+    if not len(peaks):
+        return None
+    best = correlation[peaks].max()
+    first = peaks[correlation[peaks] >= _AS_GOOD * best][0]
+    return float(lags[first])
+
+
+def values_by_beat(starts: NDArray[np.int64], values: Floats, fps: float) -> list[BeatValue]:
+    """A value for each beat from what a network says of windows of a cine.
+
+    The answers rise and fall with where in the beat a window begins. Windows that begin within one
+    beat are averaged, so that every phase counts once; the beats begin at the highest answers,
+    which come from windows that begin shortly before a systole.
+
+    Args:
+        starts: first frames of the windows, ascending.
+        values: what the network says of them.
+        fps: frames a second.
+
+    Returns:
+        Whole beats in order; one entry with all windows where no beat is found.
+    """
+    everything = [BeatValue(int(starts[0]), int(starts[-1]), float(values.mean()), len(values))]
+    frames = np.arange(starts[0], starts[-1] + 1)
+    curve = np.interp(frames, starts, values)
+    period = beat_period(curve, fps)
+    if period is None:
+        return everything
+    step = round(period)
+    offsets = np.arange(min(step, len(curve)))
+    heights = [curve[offset::step].mean() for offset in offsets]
+    first = int(frames[0]) + int(offsets[int(np.argmax(heights))])
+    beats = []
+    for begin in range(first, int(frames[-1]) - step + 2, step):
+        inside = (starts >= begin) & (starts < begin + step)
+        if inside.any():
+            own = starts[inside]
+            beats.append(
+                BeatValue(
+                    int(own[0]), int(own[-1]), float(values[inside].mean()), int(inside.sum())
+                )
+            )
+    return beats or everything
+
+
+def _correlation(first: Floats, second: Floats) -> float:
+    """Pearson's, 0 where one of them does not vary."""
+    a, b = first - first.mean(), second - second.mean()
+    scale = np.sqrt((a**2).sum() * (b**2).sum())
+    return float((a * b).sum() / scale) if scale > 0 else 0.0

@@ -1,0 +1,516 @@
+"""An echo cine of a phantom patient: where tissue is at every moment, and how a scanner shows it.
+
+Scatterers are one complex random field that is fixed to the tissue. For every frame the field is
+looked up where each point of the scan lay at end diastole, weighted by how strongly that tissue
+reflects, and blurred along and across the beams, whose magnitude is speckle with Rayleigh
+statistics that moves with the tissue (J. C. Bamber and R. J. Dickinson, Phys. Med. Biol. 1980,
+doi:10.1088/0031-9155/25/3/006).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cardioray.phantoms.drawing import Stream, draw, stream
+from cardioray.phantoms.echo_config import EchoPhantomConfig
+from cardioray.phantoms.echo_patient import (
+    VIEW_PHI,
+    VIEWS,
+    EchoPatient,
+    Rhythm,
+    ViewName,
+    draw_rhythm,
+)
+from cardioray.phantoms.ventricle import TRUNCATION, Ventricle, contraction_at
+
+Floats = NDArray[np.float32]
+
+# The scan: samples along a beam, and beams.
+_SAMPLES, _BEAMS = 150, 100
+_FIELD_PX_PER_CM = 24
+_FIELD_CM = 24.0
+_THETAS = 512
+# Noise is drawn once for this many scans, and every frame takes a stretch of it.
+_BANK = 12
+
+# Amplitudes of tissue.
+_BLOOD, _MUSCLE, _BORDER, _PERICARDIUM, _SCAR, _VALVE, _OTHER = 0.008, 0.3, 0.5, 1.0, 0.9, 0.8, 0.22
+
+# Blur along (samples) and across (beams) of the scan; it takes the field's amplitude down by
+# sqrt(4 pi * product), which is given back.
+_AXIAL, _LATERAL = 0.8, 1.4
+_BLUR_GAIN = np.float32(np.sqrt(4 * np.pi * _AXIAL * _LATERAL) / np.sqrt(2))
+# What scanners smooth the detected picture by, in px.
+_SMOOTH = 0.6
+# Scanners show mid levels darker than the logarithm does.
+_GREY_MAP = 1.6
+# Reflectivity of tissue varies from place to place: correlation in cm, and SD of its logarithm.
+_PATCH_CM, _PATCH_SD = 0.9, 0.45
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pose:
+    """Where the ventricle is in the picture; x to the right and y away from the probe, in cm.
+
+    Attributes:
+        apex: its apex.
+        axis: unit vector from apex to base.
+        aside: unit vector across it, towards the right of the axis.
+        shortening: share of the long axis that the plane does not show.
+    """
+
+    apex: tuple[float, float]
+    axis: tuple[float, float]
+    aside: tuple[float, float]
+    shortening: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EchoClip:
+    """A rendered cine with its truth.
+
+    Attributes:
+        view: "A4C", "A2C" or "PLAX".
+        frames: grey, (T, size, size).
+        fps: frames a second.
+        rhythm: its beats.
+        cm_per_px: size of a pixel.
+        outlines: per phase ("ED", "ES") the frame and the endocardial outline in px: apex and
+            mitral centre as (2, 2), and left and right ends of 20 chords as (20, 2, 2), x before y.
+    """
+
+    view: ViewName
+    frames: NDArray[np.uint8]
+    fps: float
+    rhythm: Rhythm
+    cm_per_px: float
+    outlines: dict[str, tuple[int, NDArray[np.float64], NDArray[np.float64]]]
+
+
+def render_view(patient: EchoPatient, view: ViewName, config: EchoPhantomConfig) -> EchoClip:
+    """Render one view of a patient; the same for the same patient, view and config."""
+    number = VIEWS.index(view)
+    rhythm = draw_rhythm(
+        stream(patient.seed, patient.index, Stream.MOTION, number),
+        config,
+        irregular=patient.irregular,
+    )
+    pose = _draw_pose(stream(patient.seed, patient.index, Stream.VIEW, number), view, config)
+    scan = _Scan.draw(stream(patient.seed, patient.index, Stream.SCENE, number), config)
+    noise = stream(patient.seed, patient.index, Stream.NOISE, number)
+    heart = _Heart.of(patient.ventricle, view, pose, scan)
+    frames = np.empty((rhythm.num_frames, config.image_size_px, config.image_size_px), np.uint8)
+    for frame in range(rhythm.num_frames):
+        contraction = contraction_at(rhythm.beats, frame / rhythm.fps)
+        opening = _valve_opening(rhythm, frame / rhythm.fps)
+        amplitude, x, y = heart.at(contraction, opening)
+        frames[frame] = scan.show(amplitude, x, y, noise)
+    beat = rhythm.beats[rhythm.traced]
+    outlines = {}
+    for phase, moment, contraction in (("ED", beat.start_s, 0.0), ("ES", beat.end_systole_s, 1.0)):
+        axis, chords = heart.outline(contraction)
+        outlines[phase] = (rhythm.frame_of(moment), scan.to_px(axis), scan.to_px(chords))
+    return EchoClip(
+        view=view,
+        frames=frames,
+        fps=rhythm.fps,
+        rhythm=rhythm,
+        cm_per_px=scan.cm_per_px,
+        outlines=outlines,
+    )
+
+
+def _draw_pose(rng: np.random.Generator, view: ViewName, config: EchoPhantomConfig) -> Pose:
+    jitter = rng.normal(0, 1, 3)
+    shortening = config.foreshortening * rng.random()
+    if view == "PLAX":
+        # Probe beside the sternum: the axis lies across the picture, apex to the left.
+        angle = np.deg2rad(97.0 + config.tilt_jitter_deg * jitter[2])
+        apex = (-4.4 + config.pose_jitter_cm * jitter[0], 6.6 + config.pose_jitter_cm * jitter[1])
+    else:
+        angle = np.deg2rad(-6.0 + config.tilt_jitter_deg * jitter[2])
+        depth = 2.6 + config.pose_jitter_cm * float(np.clip(jitter[1], -2, 2))
+        # The apex stays in the picture: a plane that misses it is no apical view.
+        reach = 0.55 * depth
+        apex = (float(np.clip(1.0 + config.pose_jitter_cm * jitter[0], -reach, reach)), depth)
+    axis = (float(np.sin(angle)), float(np.cos(angle)))
+    aside = (axis[1], -axis[0])
+    return Pose(apex=apex, axis=axis, aside=aside, shortening=float(shortening))
+
+
+def _valve_opening(rhythm: Rhythm, time_s: float) -> float:
+    """How far the mitral valve is open: by how fast the ventricle fills."""
+    step = 0.02
+    before = contraction_at(rhythm.beats, time_s - step)
+    after = contraction_at(rhythm.beats, time_s + step)
+    return float(np.clip((before - after) / step / 6.0, 0.0, 1.0))
+
+
+@dataclass(frozen=True)
+class _Heart:
+    """One plane through the ventricle and what is around it."""
+
+    ventricle: Ventricle
+    view: ViewName
+    pose: Pose
+    x: Floats
+    y: Floats
+    plane: _Plane
+    outside: Floats
+
+    @classmethod
+    def of(cls, ventricle: Ventricle, view: ViewName, pose: Pose, scan: _Scan) -> _Heart:
+        plane = _Plane.of(ventricle, VIEW_PHI[view])
+        return cls(ventricle, view, pose, scan.x, scan.y, plane, _outside(scan, pose))
+
+    def at(self, contraction: float, opening: float) -> tuple[Floats, Floats, Floats]:
+        """Reflecting amplitude of every point of the scan, and where it lay at end diastole."""
+        pose, heart = self.pose, self.ventricle
+        scale = np.float32(1 - pose.shortening)
+        dx, dy = self.x - np.float32(pose.apex[0]), self.y - np.float32(pose.apex[1])
+        # Along and across the axis, in the ventricle's own cm.
+        along: Floats = np.asarray(
+            (dx * np.float32(pose.axis[0]) + dy * np.float32(pose.axis[1])) / scale, np.float32
+        )
+        aside: Floats = dx * np.float32(pose.aside[0]) + dy * np.float32(pose.aside[1])
+        semi = np.float32(heart.long_semi_axis_cm(contraction))
+        base = float(semi) * (1 + TRUNCATION)
+        ahead = semi - along
+        rho, theta = cv2.cartToPolar(ahead, np.abs(aside))
+        bins = np.minimum((theta * np.float32((_THETAS - 1) / np.pi)).astype(np.int32), _THETAS - 1)
+        bins += _THETAS * (aside < 0)
+        now = self.plane.cavity(contraction)
+        # Muscle keeps its volume: along each direction rho^3 is shifted by the same amount.
+        shifts = self.plane.start**3 - now**3
+        outers = np.cbrt((self.plane.start + self.plane.wall) ** 3 - shifts)
+        cavity, outer = now.astype(np.float32)[bins], outers.astype(np.float32)[bins]
+        shift = shifts.astype(np.float32)[bins]
+        rest = np.cbrt(np.maximum(rho * rho * rho + shift, np.float32(1e-3)))
+        distance = rho - outer
+        amplitude = self._amplitudes(along, aside, rho, cavity, outer, bins, base, contraction)
+        self._add_valves(amplitude, along, aside, base, now, float(semi), opening)
+        # Where the point lay at end diastole; what is far from the heart rests.
+        near = cv2.exp(np.maximum(distance, 0) * np.float32(-1 / 1.5))
+        stretch = rest / np.maximum(rho, np.float32(0.1))
+        first = np.float32(heart.long_semi_axis_cm(0.0))
+        moved_along = (first - ahead * stretch - along) * near
+        moved_aside = (aside * stretch - aside) * near
+        moved_along *= scale
+        x = (
+            self.x
+            + moved_along * np.float32(pose.axis[0])
+            + moved_aside * np.float32(pose.aside[0])
+        )
+        y = (
+            self.y
+            + moved_along * np.float32(pose.axis[1])
+            + moved_aside * np.float32(pose.aside[1])
+        )
+        return amplitude, x, y
+
+    def _amplitudes(
+        self,
+        along: Floats,
+        aside: Floats,
+        rho: Floats,
+        cavity: Floats,
+        outer: Floats,
+        bins: NDArray[np.int32],
+        base: float,
+        contraction: float,
+    ) -> Floats:
+        above = along < base
+        amplitude = self.outside.copy()
+        self._add_neighbours(amplitude, along, aside, rho - outer, base, contraction)
+        muscle = above & (rho < outer)
+        scar = self.plane.scar[bins]
+        tissue = np.float32(_MUSCLE) + np.float32(_SCAR - _MUSCLE) * np.minimum(scar, 1)
+        amplitude[muscle] = tissue[muscle]
+        amplitude[above & (np.abs(rho - outer) < 0.12)] = _PERICARDIUM * 0.6
+        amplitude[above & (np.abs(rho - cavity - 0.08) < 0.1)] = _BORDER
+        blood = above & (rho < cavity)
+        amplitude[blood] = _BLOOD
+        if self.view != "PLAX":
+            # A papillary muscle that leans on the wall.
+            side = aside > 0
+            angle = bins % _THETAS
+            leaning = (angle > 0.42 * _THETAS) & (angle < 0.54 * _THETAS)
+            amplitude[blood & side & leaning & (rho > 0.74 * cavity)] = _MUSCLE * 0.9
+        return amplitude
+
+    def _add_neighbours(
+        self,
+        amplitude: Floats,
+        along: Floats,
+        aside: Floats,
+        distance: Floats,
+        base: float,
+        contraction: float,
+    ) -> None:
+        """Atria, the right ventricle, the aorta: dark, with thin walls."""
+        swelling = np.float32(1 + 0.14 * contraction)
+        below = along - base
+        if self.view == "PLAX":
+            # The septum is on the side of the probe, that is, aside < 0 is below... see the pose.
+            atrium = np.hypot((below - 2.0) / (2.1 * swelling), (aside + 1.9) / (1.9 * swelling))
+            self._chamber(amplitude, atrium, 2.0)
+            root = np.where(below > -0.2, np.abs(aside - 1.25) / np.float32(1.25), np.float32(9))
+            self._chamber(amplitude, root.astype(np.float32), 1.25)
+            right = (distance > 0) & (distance < 2.0 * (1 - 0.2 * contraction)) & (aside > 0)
+            amplitude[right & (along > 0.3 * base) & (below < 2.5)] = _BLOOD
+            return
+        atrium = np.hypot((below - 2.2) / (2.3 * swelling), (aside - 0.1) / (2.0 * swelling))
+        self._chamber(amplitude, atrium, 2.1)
+        if self.view == "A4C":
+            second = np.hypot((below - 2.0) / (2.1 * swelling), (aside + 4.6) / (2.0 * swelling))
+            self._chamber(amplitude, second, 2.0)
+            share = np.clip((along / base - 0.22) / 0.78, 0, 1)
+            width = 2.7 * np.sqrt(share) * (1 - 0.22 * contraction)
+            right = (aside < 0) & (along < base) & (distance > 0) & (distance < width)
+            border = (aside < 0) & (along < base) & (np.abs(distance - width - 0.15) < 0.2)
+            amplitude[border & (share > 0)] = _BORDER
+            amplitude[right] = _BLOOD
+
+    def _chamber(self, amplitude: Floats, level: Floats, radius_cm: float) -> None:
+        """A dark room where `level` is below 1, with a bright thin wall."""
+        amplitude[np.abs(level - 1 - 0.08 / radius_cm) < 0.13 / radius_cm] = _BORDER
+        amplitude[level < 1] = _BLOOD
+
+    def _add_valves(
+        self,
+        amplitude: Floats,
+        along: Floats,
+        aside: Floats,
+        base: float,
+        now: NDArray[np.float64],
+        semi: float,
+        opening: float,
+    ) -> None:
+        """Two leaflets between the hinges of the mitral ring and its middle."""
+        near = np.flatnonzero((np.abs(along - base) < 4) & (np.abs(aside) < 4.5))
+        flat, along, aside = amplitude.reshape(-1), along.ravel()[near], aside.ravel()[near]
+        for side in (0, 1):
+            sign = 1.0 if side == 0 else -1.0
+            hinge = sign * self.plane.half_width(float(base) - 1e-3, now, semi, side)
+            # Closed they meet in the middle; open they hang into the ventricle.
+            swing = np.deg2rad(12 + 62 * opening)
+            length = abs(hinge) * 1.05
+            tip = (
+                float(base) - length * np.sin(swing),
+                hinge - sign * length * np.cos(swing),
+            )
+            line = _distance(along, aside, (float(base), hinge), tip)
+            flat[near[line < 0.1]] = _VALVE
+            ring = np.hypot(along - base, aside - np.float32(hinge)) < 0.22
+            flat[near[ring]] = _PERICARDIUM
+
+    def outline(self, contraction: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Long axis (2, 2) and 20 chords across it (20, 2, 2), in cm of the picture."""
+        semi, now = self.ventricle.long_semi_axis_cm(contraction), self.plane.cavity(contraction)
+        length = semi * (1 + TRUNCATION)
+        apex, axis = np.array(self.pose.apex), np.array(self.pose.axis)
+        aside = np.array(self.pose.aside)
+        scale = 1 - self.pose.shortening
+        ends = np.stack([apex, apex + axis * length * scale])
+        chords = []
+        for along in (np.arange(20) + 0.5) / 20 * length:
+            middle = apex + axis * along * scale
+            right = self.plane.half_width(along, now, semi, 0)
+            left = self.plane.half_width(along, now, semi, 1)
+            chords.append([middle - aside * left, middle + aside * right])
+        return ends, np.array(chords)
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """The ventricle in the plane of a view, by direction from its centre.
+
+    All arrays are (2 * _THETAS,): theta from the apex to the base on the side of `aside` > 0, then
+    on the other side.
+    """
+
+    ventricle: Ventricle
+    thetas: NDArray[np.float64]
+    radius: NDArray[np.float64]
+    shortening: NDArray[np.float64]
+    wall: NDArray[np.float64]
+    scar: Floats
+    start: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, ventricle: Ventricle, phi: float) -> _Plane:
+        thetas = np.tile(np.linspace(0, np.pi, _THETAS), 2)
+        phis = np.repeat([phi, phi + np.pi], _THETAS)
+        scar = np.zeros(len(thetas), np.float32)
+        for territory, scarred in zip(ventricle.territories, ventricle.scarred, strict=True):
+            if scarred:
+                scar += territory.weight(thetas, phis).astype(np.float32)
+        return cls(
+            ventricle,
+            thetas,
+            ventricle.relaxed_radius(phis),
+            ventricle.shortening(thetas, phis),
+            ventricle.wall(thetas, phis),
+            scar,
+            ventricle.cavity(thetas, phis, 0.0),
+        )
+
+    def cavity(self, contraction: float) -> NDArray[np.float64]:
+        """`Ventricle.cavity` towards every direction of the plane."""
+        radius = self.radius * (1 - self.shortening * contraction)
+        along = np.cos(self.thetas) / self.ventricle.long_semi_axis_cm(contraction)
+        return np.asarray(1 / np.hypot(along, np.sin(self.thetas) / radius))
+
+    def half_width(
+        self, along: float, cavity: NDArray[np.float64], semi: float, side: int
+    ) -> float:
+        """How far the endocardium is from the axis, at a distance from the apex."""
+        own = slice(side * _THETAS, (side + 1) * _THETAS)
+        thetas, rho = self.thetas[own], cavity[own]
+        distances = semi - rho * np.cos(thetas)  # grows with theta
+        return float(np.interp(along, distances, rho * np.sin(thetas)))
+
+
+def _distance(
+    along: Floats, aside: Floats, start: tuple[float, float], end: tuple[float, float]
+) -> Floats:
+    """Distance of every point from a line segment."""
+    da, db = end[0] - start[0], end[1] - start[1]
+    share = ((along - start[0]) * da + (aside - start[1]) * db) / (da * da + db * db)
+    share = np.clip(share, 0, 1)
+    found: Floats = np.hypot(along - start[0] - share * da, aside - start[1] - share * db)
+    return found
+
+
+def _outside(scan: _Scan, pose: Pose) -> Floats:
+    """Reflectivity around the heart: soft tissue near the probe and behind it, lung at the sides.
+
+    Lung reflects nearly all sound at its surface, and is dark behind it.
+    """
+    middle = (
+        np.float32(pose.apex[0] + pose.axis[0] * 6),
+        np.float32(pose.apex[1] + pose.axis[1] * 6),
+    )
+    away = np.hypot((scan.x - middle[0]) / 6.5, (scan.y - middle[1]) / 8.5)
+    fading: Floats = _OTHER * (0.12 + 0.88 / (1 + np.exp((away - 1.0) * 7)))
+    return fading.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """A scanner with its settings, and where its samples are."""
+
+    x: Floats
+    y: Floats
+    cm_per_px: float
+    size: int
+    gain: Floats
+    haze: Floats
+    noise: float
+    dynamic_range_db: float
+    gain_db: float
+    field: Floats
+    bank: Floats
+    to_beam: Floats
+    to_sample: Floats
+    inside: NDArray[np.bool_]
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, config: EchoPhantomConfig) -> _Scan:
+        depth = draw(rng, config.depth_cm)
+        half = np.deg2rad(draw(rng, config.half_angle_deg))
+        radius = (np.arange(_SAMPLES, dtype=np.float32) + 0.5) * np.float32(depth / _SAMPLES)
+        angle = np.linspace(-half, half, _BEAMS, dtype=np.float32)
+        x = radius[:, None] * np.sin(angle)
+        y = radius[:, None] * np.cos(angle)
+        field_px = int(_FIELD_CM * _FIELD_PX_PER_CM)
+        field = rng.standard_normal((field_px, field_px, 2), dtype=np.float32)
+        field *= _patches(rng, field_px)[..., None]
+        decay = 10 ** (-draw(rng, config.attenuation_db_per_cm) * radius / 20)
+        gain = (decay[:, None] * _beam_losses(rng, draw(rng, config.dropout))).astype(np.float32)
+        near = np.exp(-radius / np.float32(1.3))[:, None] * np.float32(draw(rng, config.haze))
+        haze = rng.standard_normal((_SAMPLES, _BEAMS, 2), dtype=np.float32) * near[..., None]
+        size = config.image_size_px
+        step = max(2 * depth * np.sin(half), depth) / size
+        px = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(step)
+        across, down = np.meshgrid(px - np.float32(size * step / 2), px)
+        distance, towards = np.hypot(across, down), np.arctan2(across, down)
+        return cls(
+            x=x,
+            y=y,
+            cm_per_px=float(step),
+            size=size,
+            gain=gain,
+            haze=haze,
+            noise=draw(rng, config.noise),
+            dynamic_range_db=draw(rng, config.dynamic_range_db),
+            gain_db=draw(rng, config.gain_db),
+            field=field,
+            bank=rng.standard_normal(_BANK * _SAMPLES * _BEAMS, dtype=np.float32),
+            to_beam=((towards + half) / (2 * half) * (_BEAMS - 1)).astype(np.float32),
+            to_sample=(distance / depth * _SAMPLES - 0.5).astype(np.float32),
+            inside=(distance < depth) & (np.abs(towards) < half),
+        )
+
+    def show(
+        self, amplitude: Floats, x: Floats, y: Floats, noise: np.random.Generator
+    ) -> NDArray[np.uint8]:
+        """The picture of one moment."""
+        scale = np.float32(_FIELD_PX_PER_CM)
+        columns, rows = (x + np.float32(_FIELD_CM / 2)) * scale, (y + np.float32(2)) * scale
+        scatterers = cv2.remap(
+            self.field, columns, rows, cv2.INTER_NEAREST, borderMode=cv2.BORDER_WRAP
+        )
+        # Blood is new in every frame: it flows through the plane.
+        blood = amplitude <= _BLOOD
+        fresh = self._fresh(noise)
+        scatterers[blood] = fresh[blood]
+        signal = scatterers * (amplitude * self.gain * _BLUR_GAIN)[..., None] + self.haze
+        signal = cv2.GaussianBlur(signal, (0, 0), sigmaX=_LATERAL, sigmaY=_AXIAL)
+        signal += self._fresh(noise) * np.float32(self.noise)
+        magnitude = cv2.magnitude(signal[..., 0], signal[..., 1])
+        decibel = np.float32(20 / np.log(10)) * cv2.log(magnitude + np.float32(1e-6))
+        level = (decibel + np.float32(self.gain_db + self.dynamic_range_db)) / np.float32(
+            self.dynamic_range_db
+        )
+        shown = np.float32(255) * cv2.pow(np.clip(level, 0, 1), _GREY_MAP)
+        grey = cv2.GaussianBlur(shown, (0, 0), _SMOOTH)
+        picture = cv2.remap(grey, self.to_beam, self.to_sample, cv2.INTER_LINEAR)
+        picture[~self.inside] = 0
+        shown_uint8: NDArray[np.uint8] = np.rint(picture).astype(np.uint8)
+        return shown_uint8
+
+    def _fresh(self, noise: np.random.Generator) -> Floats:
+        """Normal noise (_SAMPLES, _BEAMS, 2): a random stretch of a long list of it."""
+        wanted = _SAMPLES * _BEAMS * 2
+        start = int(noise.integers(len(self.bank) - wanted))
+        return self.bank[start : start + wanted].reshape(_SAMPLES, _BEAMS, 2)
+
+    def to_px(self, points_cm: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Points (..., 2) of the picture in px, counted from the middle of the first pixel."""
+        shift = np.array([self.size / 2 - 0.5, -0.5])
+        return np.asarray(points_cm / self.cm_per_px + shift)
+
+
+def _patches(rng: np.random.Generator, size: int) -> Floats:
+    """Log-normal reflectivity (size, size) around 1, smooth over `_PATCH_CM`."""
+    step = 6
+    coarse = rng.standard_normal((size // step, size // step), dtype=np.float32)
+    coarse = cv2.GaussianBlur(coarse, (0, 0), _PATCH_CM * _FIELD_PX_PER_CM / step)
+    coarse *= np.float32(_PATCH_SD) / coarse.std()
+    fine: Floats = np.exp(cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC))
+    return fine
+
+
+def _beam_losses(rng: np.random.Generator, largest: float) -> NDArray[np.float64]:
+    """Amplitude that is left along each beam: shadows of ribs and lung."""
+    angle = np.linspace(-1, 1, _BEAMS)
+    left = np.ones(_BEAMS)
+    for _ in range(rng.integers(1, 4)):
+        middle, width = rng.uniform(-1, 1), rng.uniform(0.06, 0.25)
+        left *= 1 - largest * rng.random() * np.exp(-(((angle - middle) / width) ** 2))
+    return left

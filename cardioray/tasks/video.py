@@ -1,0 +1,234 @@
+"""Questions about clips: any number of heads over one video network.
+
+`echo-ef` and `echo-cmr` are this task with the words and defaults of their field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from cardioray.config import config
+from cardioray.data.clip import CLIP, ClipDecoder, ClipPreprocess
+from cardioray.data.clip_augment import ClipAugmentConfig, augment_clips
+from cardioray.data.decoding import DecodedSample
+from cardioray.data.echo_layouts import read_echo_manifest
+from cardioray.data.manifest import Manifest
+from cardioray.data.sampling import VALID, ClipSampling
+from cardioray.data.splits import SplitConfig
+from cardioray.models.video import VideoModel, VideoModelConfig
+from cardioray.models.video_weights import load_video_weights, video_starting_weights
+from cardioray.targets import BinaryTarget, RegressionTarget
+from cardioray.tasks.base import Batch, LabelStatistics, Monitor, OperatingConfig, Outputs, Task
+from cardioray.tasks.clip_answers import cine_facts, clip_doubts
+
+
+@config
+class VideoLoss:
+    """The loss of the heads, summed over them.
+
+    Attributes:
+        weights: weight of each head by its name; 1 where it is not named.
+        class_weights: weigh the classes of a yes/no head by total / (2 N_class).
+        in_deviations: measure squared errors in standard deviations of the training labels, so
+            that heads in percent and in millilitres weigh alike; EchoNet-Dynamic does not.
+    """
+
+    weights: dict[str, float] = Field(default_factory=dict)
+    class_weights: bool = False
+    in_deviations: bool = True
+
+
+@config
+class VideoSettings:
+    """Settings of a task about clips.
+
+    Attributes:
+        views: which views take part, where the manifest names views; () for all.
+        preprocess: from the decoded cine to the stored clip; travels with the bundle.
+        sampling: which frames of a clip the network sees at a time.
+        model: network and starting weights.
+        augment: random changes during training.
+        loss: weights of the heads.
+        split: how patients are divided.
+        operating: threshold rule, calibration and conformal set.
+    """
+
+    views: tuple[str, ...] = ()
+    preprocess: ClipPreprocess = ClipPreprocess()
+    sampling: ClipSampling = ClipSampling()
+    model: VideoModelConfig = VideoModelConfig()
+    augment: ClipAugmentConfig = ClipAugmentConfig()
+    loss: VideoLoss = VideoLoss()
+    split: SplitConfig = SplitConfig()
+    operating: OperatingConfig = OperatingConfig()
+
+
+class VideoTask(Task):
+    """Heads over a clip; what a subclass adds is its targets and words."""
+
+    settings: VideoSettings
+    measures_pixels: ClassVar[bool] = True
+    max_batch: ClassVar[int] = 8
+
+    @property
+    def split(self) -> SplitConfig:
+        """How patients are divided."""
+        return self.settings.split
+
+    @property
+    def operating(self) -> OperatingConfig:
+        """Threshold rule, calibration and conformal set."""
+        return self.settings.operating
+
+    @property
+    def monitor(self) -> Monitor:
+        """Mean absolute error, or AUC, of the headline over validation studies."""
+        if self.targets[0].kind == "regression":
+            return Monitor(name="val_mae", mode="min")
+        return Monitor(name="val_auc", mode="max")
+
+    @property
+    def modality(self) -> str:
+        """Ultrasound."""
+        return "US"
+
+    def read_manifest(self, data: str, patient_from: str | None) -> Manifest:
+        """EchoNet's layout, a table of videos, or a folder of DICOM files with labels."""
+        manifest = read_echo_manifest(data, self.targets, patient_from=patient_from)
+        chosen = self.takes_part(manifest.table)
+        if not chosen.any():
+            counts = manifest.table["view"].value_counts()
+            found = ", ".join(f"{name or 'none'} ({n})" for name, n in counts.items())
+            wanted = " or ".join(self.settings.views)
+            raise ValueError(f"No row is of view {wanted}; there are {found}.")
+        return replace(manifest, table=manifest.table[chosen].reset_index(drop=True))
+
+    def takes_part(self, samples: pd.DataFrame) -> NDArray[np.bool_]:
+        """Cines of the chosen views, where the table names views."""
+        views = [view.lower() for view in self.settings.views]
+        if not views or "view" not in samples:
+            return super().takes_part(samples)
+        return samples["view"].str.lower().isin(views).to_numpy(bool)
+
+    @property
+    def decoder(self) -> ClipDecoder:
+        """From a cine to a clip."""
+        return ClipDecoder(preprocess=self.settings.preprocess)
+
+    @property
+    def sampler(self) -> ClipSampling:
+        """Windows of clips."""
+        return self.settings.sampling
+
+    def input_shapes(
+        self, stored: Mapping[str, Sequence[int] | None]
+    ) -> dict[str, tuple[int, ...]]:
+        """A window, and the number of its frames that count."""
+        size, channels = self.settings.preprocess.image_size, self.settings.preprocess.channels
+        return {CLIP: (self.settings.sampling.frames, size, size, channels), VALID: ()}
+
+    def pictures(self, arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
+        """The middle one of the frames that count."""
+        middle = np.maximum(arrays[VALID].astype(int) - 1, 0) // 2
+        return np.asarray(arrays[CLIP][np.arange(len(middle)), middle])
+
+    def build_model(self) -> VideoModel:
+        """Network, heads and normalisation; takes windows as `ClipSampling.cut` gives them."""
+        return VideoModel(
+            self.settings.model,
+            channels=self.settings.preprocess.channels,
+            outputs=tuple(target.name for target in self.targets),
+        )
+
+    def initialise(self, model: nn.Module, statistics: LabelStatistics) -> None:
+        """Normalise by the training clips; numbers begin at their training mean."""
+        assert isinstance(model, VideoModel)
+        model.initialise(statistics.pixel_mean, statistics.pixel_std, statistics.means)
+
+    def starting_weights(self, cache: str) -> str | None:
+        """Published or given weights of the network."""
+        channels = self.settings.preprocess.channels
+        return video_starting_weights(self.settings.model, channels, cache)
+
+    def load_starting_weights(self, model: nn.Module, path: str) -> None:
+        """Load the network, and the head where the file has one for the only target."""
+        assert isinstance(model, VideoModel)
+        load_video_weights(model, path)
+
+    def freeze(self, model: nn.Module, part: str) -> None:
+        """Fix nothing, the backbone, or its stem and first stage."""
+        assert isinstance(model, VideoModel)
+        model.requires_grad_(True)
+        if part == "backbone":
+            model.backbone.requires_grad_(False)
+        elif part == "first_blocks":
+            for parameter in model.backbone.first_blocks():
+                parameter.requires_grad_(False)
+
+    def pretrained_part(self, model: nn.Module) -> nn.Module:
+        """The backbone."""
+        assert isinstance(model, VideoModel)
+        return model.backbone
+
+    def augment(self, batch: Batch, seed: tuple[int, ...]) -> Batch:
+        """Shift, brightness and dropped pixels, for each clip by itself."""
+        return {**batch, CLIP: augment_clips(batch[CLIP], self.settings.augment, seed)}
+
+    def loss(self, outputs: Outputs, batch: Batch, statistics: LabelStatistics) -> Tensor:
+        """Cross-entropy of yes/no heads and squared errors of numbers, missing labels left out."""
+        total = torch.zeros((), device=batch[CLIP].device)
+        for target in self.targets:
+            weight = self.settings.loss.weights.get(target.name, 1.0)
+            labels = batch[target.name]
+            known = torch.isfinite(labels)
+            labels = torch.where(known, labels, 0.0)
+            if target.kind == "binary":
+                losses = self._binary_losses(outputs[target.name], labels, target, statistics)
+            else:
+                losses = (outputs[target.name] - labels) ** 2
+                if self.settings.loss.in_deviations:
+                    losses = losses / statistics.deviations[target.name] ** 2
+            total = total + weight * (losses * known).sum() / known.sum().clamp(min=1)
+        return total
+
+    def _binary_losses(
+        self, logits: Tensor, labels: Tensor, target: BinaryTarget, statistics: LabelStatistics
+    ) -> Tensor:
+        losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        if self.settings.loss.class_weights:
+            negative, positive = statistics.class_weights[target.name]
+            losses = losses * torch.where(labels > 0.5, positive, negative)
+        return losses
+
+    def details(
+        self, samples: Sequence[DecodedSample], windows: Mapping[str, Sequence[NDArray[np.float32]]]
+    ) -> dict[str, Any]:
+        """`cines`: per cine frames in the file, frames used, fps, cm a pixel and windows."""
+        return {"cines": cine_facts(self.sampler, samples)}
+
+    def doubts(self, samples: Sequence[DecodedSample]) -> list[str]:
+        """No sector, too short, rate unknown, cut."""
+        return clip_doubts(self.sampler, samples)
+
+    def scores(self, outputs: Outputs, statistics: LabelStatistics) -> dict[str, Tensor]:
+        """Probability of the positive class; numbers in their own units and bounds."""
+        scored = {}
+        for target in self.targets:
+            value = outputs[target.name]
+            if isinstance(target, RegressionTarget):
+                if target.low is not None or target.high is not None:
+                    value = value.clamp(target.low, target.high)
+                scored[target.name] = value
+            else:
+                scored[target.name] = torch.sigmoid(value)
+        return scored

@@ -1,0 +1,138 @@
+"""From videos to a model that answers: clips of any length through loop, bundle and predictor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_training as tiny
+import torch
+
+import cardioray
+from cardioray.data.clip import CLIP
+from cardioray.data.pipeline import PrepareConfig, prepare
+from cardioray.data.reading import pixel_statistics, take_rows
+from cardioray.data.shards import ShardSet
+from cardioray.data.video_writing import encode_video
+from cardioray.training.run import make_plan
+from cardioray.training.settings import RunConfig
+from cardioray.training.single import train_bundle
+
+COUNT, SIZE = 30, 32
+TINY = (
+    f"preprocess.image_size={SIZE}",
+    "sampling.frames=6",
+    "sampling.stride=2",
+    "sampling.step=4",
+    "model.backbone=r2plus1d_10",
+    "model.pretrained=none",
+    "train.batch_size=4",
+    "train.precision=fp32",
+    "train.recipe=scratch",
+    "train.epochs=2",
+    "train.learning_rate=3e-4",
+    "scale.threads_per_worker=1",
+    "scale.gpus_per_worker=0",
+)
+
+pytestmark = pytest.mark.ray
+
+
+def heart(ef: float, frames: int, seed: int) -> np.ndarray:
+    """A dark disc in noise that loses `ef` percent of its area in every beat of 12 frames."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:SIZE, :SIZE]
+    phase = rng.uniform(0, 2 * np.pi)
+    clip = rng.integers(90, 160, (frames, SIZE, SIZE))
+    for number in range(frames):
+        lost = ef / 100 * (1 - np.cos(2 * np.pi * number / 12 + phase)) / 2
+        clip[number][np.hypot(x - 16, y - 16) < 11 * np.sqrt(1 - lost)] //= 6
+    return clip.astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def echoes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("echoes")
+    (folder / "Videos").mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(COUNT):
+        ef, frames = float(rng.uniform(20, 70)), int(rng.integers(8, 40))
+        name = f"0X{number:03d}"
+        (folder / "Videos" / f"{name}.avi").write_bytes(
+            encode_video(heart(ef, frames, number), 25.0)
+        )
+        split = "TRAIN" if number < 18 else "VAL" if number < 24 else "TEST"
+        rows.append((name, ef, split))
+    table = pd.DataFrame(rows, columns=["FileName", "EF", "Split"])
+    table.to_csv(folder / "FileList.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shards(ray_local: None, echoes: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    run = RunConfig.build("echo-ef", {}, TINY)
+    out = tmp_path_factory.mktemp("shards")
+    manifest = run.task.read_manifest(str(echoes), None)
+    return prepare(run.task, manifest, str(out), PrepareConfig(sources_per_part=12))
+
+
+def test_shards_hold_whole_clips_and_what_files_say(shards: ShardSet, echoes: Path) -> None:
+    assert shards.index.columns == {CLIP: None}
+    assert (shards.samples["fps"] == 25).all()
+    rows = shards.samples["row"].to_numpy()
+    clips = take_rows(shards, rows, [CLIP])[CLIP]
+    assert [len(clip) for clip in clips] == shards.samples["source_frames"].astype(int).tolist()
+    mean, std = pixel_statistics(shards, rows, CLIP, seed=0)
+    pixels = np.concatenate([clip.ravel() for clip in clips]).astype(float)
+    assert mean[0] == pytest.approx(pixels.mean(), rel=1e-9)
+    assert std[0] == pytest.approx(pixels.std(), rel=1e-9)
+
+
+@pytest.mark.parametrize("cache_gb", [1, 0])
+def test_a_run_is_the_same_twice_and_scores_every_clip(
+    shards: ShardSet, tmp_path: Path, cache_gb: int
+) -> None:
+    outcomes = []
+    for name in ("one", "two"):
+        run = RunConfig.build("echo-ef", {}, (*TINY, f"train.cache_gb={cache_gb}"))
+        split = shards.samples["split"]
+        plan = make_plan(run, shards, split, str(tmp_path / name), str(tmp_path), None, name)
+        assert plan.statistics.pixel_mean[0] > 0
+        outcomes.append(tiny.train_plan_here(plan))
+    logs = [outcome.log() for outcome in outcomes]
+    assert logs[0]["train_loss"].tolist() == logs[1]["train_loss"].tolist()
+    assert np.isfinite(logs[0]["train_loss"]).all()
+    table = outcomes[0].predictions()
+    assert table.groupby("split").size().to_dict() == {"test": 6, "validation": 6}
+    assert table["score"].between(0, 100).all()
+
+
+def test_a_bundle_answers_about_a_video(shards: ShardSet, echoes: Path, tmp_path: Path) -> None:
+    run = RunConfig.build("echo-ef", {}, TINY)
+    bundle = train_bundle(run, shards, str(tmp_path), name="tiny")
+    predictor = cardioray.load(str(bundle.path))
+    held = pd.read_parquet(bundle.path / "predictions.parquet")
+    test = held[held["split"] == "test"]
+    for _, row in test.iterrows():
+        path = echoes / row["source"]
+        answer = predictor.predict(path)
+        assert answer["ef"]["value"] == pytest.approx(row["score"], abs=0.2)
+        assert answer["ef"]["low"] <= answer["ef"]["value"] <= answer["ef"]["high"]
+        assert answer["cines"][0]["fps"] == 25
+        assert predictor.predict([path.read_bytes()])["ef"] == answer["ef"]
+        short = answer["cines"][0]["frames_used"] < 11
+        assert any("looks at 11 at a time" in text for text in answer["warnings"]) == short
+    two = predictor.predict([echoes / source for source in test["source"][:2]])
+    singles = [predictor.predict(echoes / source)["ef"]["value"] for source in test["source"][:2]]
+    assert two["ef"]["value"] == pytest.approx(np.mean(singles), abs=1e-3)
+    assert two["frames"] == 2
+    json.dumps(two)
+    tolerance = json.loads((bundle.path / "tolerance.json").read_text())
+    assert tolerance["openvino_kept"]
+    state = predictor.model.state_dict()
+    assert state["mean"].item() > 1
+    assert torch.isfinite(state["heads.ef.bias"]).all()

@@ -1,0 +1,153 @@
+"""A server for cines: studies, overlays over time, and uploads that decoders do not survive."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from served import free_port, replica_pids, serving_cluster
+from tiny_bundles import ECHO_SIZE, tiny_echo_bundle
+
+import cardioray
+from cardioray.data.video import read_video
+from cardioray.data.video_writing import encode_video
+from cardioray.predictor import Predictor
+from cardioray.serve.deploy import application_settings, serve_bundles
+from cardioray.serve.settings import ServerSettings
+
+pytestmark = pytest.mark.ray
+
+SETTINGS = [
+    "precision=fp32",
+    "limits.max_files=4",
+    "limits.max_frames=60",
+    "limits.decode_s=3",
+    "scaling.max_replicas=1",
+]
+
+
+def cine(frames: int = 30, seed: int = 0, fps: float = 25.0, kind: str = "avi") -> bytes:
+    rng = np.random.default_rng(seed)
+    clip = rng.integers(0, 255, (frames, ECHO_SIZE, ECHO_SIZE)).astype(np.uint8)
+    return encode_video(clip, fps, kind)
+
+
+@dataclass(frozen=True)
+class Server:
+    url: str
+    client: httpx.Client
+    predictor: Predictor
+
+    def post(self, *files: bytes, **query: str) -> httpx.Response:
+        parts = [("files", (f"{i}", data)) for i, data in enumerate(files)]
+        return self.client.post(self.url, files=parts, params=query)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving_cluster():
+        bundle = tiny_echo_bundle()
+        applications = application_settings([str(bundle)], SETTINGS)
+        serving = serve_bundles(applications, ServerSettings(port=free_port()))
+        predictor = cardioray.load(bundle, precision="fp32", num_threads=1)
+        with httpx.Client(timeout=120) as client:
+            yield Server(serving.urls["echo-ef"], client, predictor)
+
+
+@pytest.mark.parametrize("kind", ["avi", "mp4"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_study_is_answered_as_python_does(server: Server, kind: str, count: int) -> None:
+    files = [cine(20 + 10 * number, number, kind=kind) for number in range(count)]
+    response = server.post(*files)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    expected = server.predictor.predict(files)
+    assert answer["ef"] == pytest.approx(expected["ef"], abs=1e-4)
+    assert answer["cines"] == expected["cines"]
+    assert answer["frames"] == count
+    assert [c["frames_used"] for c in answer["cines"]] == [20 + 10 * n for n in range(count)]
+    assert {beat["cine"] for beat in answer["beats"]} == set(range(count))
+
+
+def test_a_long_cine_is_cut_and_the_answer_says_so(server: Server) -> None:
+    answer = server.post(cine(100)).json()
+    assert answer["cines"][0]["frames_in_file"] == 100
+    assert answer["cines"][0]["frames_used"] == 60
+    assert any("Of 100 frames the first 60" in text for text in answer["warnings"])
+    part = server.post(cine(100), frame="70-99").json()
+    assert part["cines"][0]["frames_used"] == 30
+
+
+def test_a_short_cine_is_answered_with_a_warning(server: Server) -> None:
+    answer = server.post(cine(5)).json()
+    assert any("has 5 frames" in text for text in answer["warnings"])
+
+
+def test_the_overlay_is_a_video_with_a_curve(server: Server) -> None:
+    answer = server.post(cine(30), overlay="gradcam").json()
+    (overlay,) = answer["overlays"]
+    head, _, coded = overlay["video"].partition(",")
+    assert head == "data:video/mp4;base64"
+    frames, fps = read_video(base64.b64decode(coded))
+    assert frames.shape[0] == len(overlay["importance"]) == 30
+    assert fps == 25
+    assert max(overlay["importance"]) == 1
+    refused = server.post(cine(30), overlay="gradcam++")
+    assert refused.status_code == 422
+    assert "gradcam alone" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"not a video " * 50, "text"),
+        (cine()[:2000], "cut off"),
+        (b"\x89PNG\r\n\x1a\n" + b"0" * 500, "PNG picture"),
+    ],
+)
+def test_what_is_no_cine_is_refused(server: Server, data: bytes, reason: str) -> None:
+    response = server.post(data)
+    assert response.status_code == 422
+    problem = response.json()
+    assert reason in problem["detail"]
+    assert "AVI, MP4, MOV and DICOM" in problem["accepted"]
+
+
+def test_an_upload_that_stops_its_decoder_costs_one_4xx(server: Server) -> None:
+    """The decoding process is stopped as one that hangs is: it never comes back by itself."""
+    assert server.post(cine(seed=1)).status_code == 200
+    (pid,) = replica_pids("echo-ef").values()
+
+    def decoders() -> list[psutil.Process]:
+        children = psutil.Process(pid).children(recursive=True)
+        return [p for p in children if "cardioray.data.isolation" in p.cmdline()]
+
+    (decoder,) = decoders()
+    decoder.suspend()
+    begun = time.monotonic()
+    response = server.post(cine(seed=2))
+    assert response.status_code == 422
+    assert "takes more than 3 s" in response.json()["detail"]
+    assert time.monotonic() - begun < 30
+    (fresh,) = decoders() or [None]
+    assert fresh is None or fresh.pid != decoder.pid
+    assert server.post(cine(seed=3)).status_code == 200
+    (killed,) = decoders()
+    killed.kill()
+    assert server.post(cine(seed=4)).status_code in (200, 422)
+    assert server.post(cine(seed=5)).status_code == 200
+    assert set(replica_pids("echo-ef").values()) == {pid}
+
+
+def test_the_document_names_what_an_answer_holds(server: Server) -> None:
+    document: Any = server.client.get(f"{server.url}/openapi.json").json()
+    properties = document["components"]["schemas"]["Answer"]["properties"]
+    assert {"ef", "beats", "beat_range", "cines", "warnings"} <= set(properties)

@@ -1,0 +1,289 @@
+"""Reading videos: backends, damage, and what a file may cost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import pytest
+from numpy.typing import NDArray
+
+from cardioray.data.clip import CLIP, ClipDecoder, ClipPreprocess, resample
+from cardioray.data.decoding import DecodedSample
+from cardioray.data.frames import ALL_FRAMES, FrameSelection, UnreadableImage
+from cardioray.data.isolation import IsolatedDecoder, IsolationConfig
+from cardioray.data.sector import find_sector
+from cardioray.data.video import BACKENDS, promised_frames, read_video
+from cardioray.data.video_writing import encode_video
+
+
+def moving_disc(
+    frames: int = 40, height: int = 112, width: int = 112, colour: bool = False
+) -> NDArray[np.uint8]:
+    y, x = np.mgrid[:height, :width]
+    clip = np.zeros((frames, height, width), np.uint8)
+    for number in range(frames):
+        radius = 20 + 8 * np.sin(number / 4)
+        clip[number] = 200 / (1 + np.exp(np.hypot(x - width / 2, y - height / 2) - radius))
+    if colour:
+        return np.stack([clip, clip // 2, 255 - clip], axis=-1)
+    return clip
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["avi", "mp4"])
+@pytest.mark.parametrize("colour", [False, True])
+def test_frames_come_back(backend: str, kind: str, colour: bool) -> None:
+    clip = moving_disc(colour=colour)
+    frames, fps = read_video(encode_video(clip, 31.0, kind), backend=backend)
+    assert frames.shape == (40, 112, 112, 3)
+    assert fps == pytest.approx(31.0)
+    expected = clip if colour else np.repeat(clip[..., None], 3, axis=3)
+    # Chroma has half the resolution in both codecs.
+    assert np.abs(frames.astype(int) - expected).mean() < (6 if colour else 2)
+
+
+@pytest.mark.parametrize("kind", ["avi", "mp4"])
+@pytest.mark.parametrize("window", [(0, None), (7, 23), (39, 40)])
+def test_backends_agree(kind: str, window: tuple[int, int | None]) -> None:
+    data = encode_video(moving_disc(colour=True), 25.0, kind)
+    first, stop = window
+    read = [read_video(data, first=first, stop=stop, backend=name)[0] for name in BACKENDS]
+    for frames in read[1:]:
+        assert frames.shape == read[0].shape
+        assert np.abs(frames.astype(int) - read[0]).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(48, 80), (50, 62), (120, 34)])
+def test_odd_sizes_and_single_frames(size: tuple[int, int]) -> None:
+    data = encode_video(moving_disc(1, *size), 30.0)
+    for backend in BACKENDS:
+        assert read_video(data, backend=backend)[0].shape == (1, *size, 3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["avi", "mp4"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9, 0.999])
+def test_a_video_that_is_cut_off_is_refused(backend: str, kind: str, share: float) -> None:
+    data = encode_video(moving_disc(), 30.0, kind)
+    with pytest.raises(UnreadableImage):
+        read_video(data[: int(share * len(data))], backend=backend)
+
+
+def test_an_avi_that_lost_frames_is_refused_though_its_length_fits() -> None:
+    data = bytearray(encode_video(moving_disc(), 30.0))
+    assert promised_frames(bytes(data)) == 40
+    at = data.index(b"avih") + 8 + 16
+    data[at : at + 4] = struct.pack("<I", 60)
+    with pytest.raises(UnreadableImage, match="40 of 60 frames"):
+        read_video(bytes(data))
+
+
+def decoder(**options: object) -> ClipDecoder:
+    return ClipDecoder(preprocess=ClipPreprocess(**options))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"patient,ef\n1,55\n" * 40, "text"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 100, "PNG picture"),
+        (b"RIFF" + struct.pack("<I", 92) + b"AVI " + b"\0" * 88, "cannot be decoded"),
+        (b"\0\0\0\x08ftyp", "cannot be decoded|damaged"),
+    ],
+)
+def test_what_is_no_clip_is_refused_with_the_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(UnreadableImage, match=reason):
+        decoder().decode(data, None)
+
+
+def test_a_clip_has_the_models_size_and_says_what_the_file_says() -> None:
+    clip = moving_disc(frames=30)
+    (sample,) = decoder().decode(encode_video(clip, 40.0), None)
+    assert sample.arrays[CLIP].shape == (30, 112, 112, 1)
+    assert sample.facts["fps"] == 40
+    assert sample.facts["source_frames"] == 30
+    assert np.isnan(sample.facts["cm_per_px"])
+    assert np.abs(sample.arrays[CLIP][..., 0].astype(int) - clip).mean() < 2
+    (coloured,) = decoder(channels=3, image_size=64).decode(encode_video(clip, 40.0), None)
+    assert coloured.arrays[CLIP].shape == (30, 64, 64, 3)
+
+
+def test_frames_are_chosen_and_bounded() -> None:
+    data = encode_video(moving_disc(frames=30), 40.0)
+    (whole,) = decoder().decode(data, None)
+    (part,) = decoder().decode(data, "5-14")
+    assert np.array_equal(part.arrays[CLIP], whole.arrays[CLIP][5:15])
+    (cut,) = decoder().decode(data, None, max_frames=8)
+    assert len(cut.arrays[CLIP]) == 8
+    assert cut.facts["source_frames"] == 30
+    with pytest.raises(UnreadableImage, match="has 30 frame"):
+        decoder().decode(data, "25-35")
+
+
+def test_a_long_cine_is_read_in_pieces_as_a_short_one_is() -> None:
+    clip = moving_disc(frames=90, height=100, width=140)
+    (whole,) = decoder(image_size=56).decode(encode_video(clip, 30.0), None)
+    (first,) = decoder(image_size=56).decode(encode_video(clip, 30.0), None, max_frames=48)
+    assert whole.arrays[CLIP].shape[0] == 90
+    assert np.array_equal(whole.arrays[CLIP][:48], first.arrays[CLIP])
+
+
+def test_frame_rates_are_brought_together() -> None:
+    ramp = np.repeat(np.arange(0, 200, 4, dtype=np.uint8), 4).reshape(50, 2, 2, 1)
+    half = resample(ramp, 50.0, 25.0)
+    assert np.array_equal(half, ramp[::2])
+    twice = resample(ramp, 50.0, 100.0)
+    assert len(twice) == 99
+    assert np.array_equal(twice[::2], ramp)
+    assert (np.diff(twice[:, 0, 0, 0].astype(int)) == 2).all()
+
+
+def sector_cine(letters: bool = True) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """A fan of changing speckle with letters, a scale and an ECG around it."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:240, :320]
+    depth, angle = np.hypot(x - 160, y - 10), np.arctan2(x - 160, y - 10)
+    fan = (depth < 200) & (depth > 4) & (np.abs(angle) < 0.7)
+    frames = rng.integers(20, 200, (20, 240, 320)).astype(np.uint8) * fan
+    if letters:
+        frames[:, 5:15, 5:60] = 230
+        frames[:, 30:200:10, 310:318] = 200
+        for number in range(20):
+            trace = 225 + (6 * np.sin((np.arange(320) + 7 * number) / 9)).astype(int)
+            frames[number, trace, np.arange(320)] = 255
+    return frames, fan
+
+
+def test_the_sector_is_found_and_everything_else_is_masked() -> None:
+    frames, fan = sector_cine()
+    sector = find_sector(frames)
+    assert sector.found
+    overlap = (sector.mask & fan).sum() / (sector.mask | fan).sum()
+    assert overlap > 0.95
+    assert not sector.mask[5:15, 5:60].any()
+    assert not sector.mask[:, 310:].any()
+    assert not sector.mask[222:, :].any()
+    square = sector.crop(frames[0])
+    assert square.shape[0] == square.shape[1]
+
+
+def test_a_picture_without_an_edge_has_no_sector() -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (10, 90, 120)).astype(np.uint8)
+    sector = find_sector(noise)
+    assert not sector.found
+    assert sector.mask.all()
+    assert (sector.box.height, sector.box.width) == (120, 120)
+
+
+# Decoding in other processes
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A decoder that does what the file says."""
+
+    columns = (CLIP,)
+    selection = ALL_FRAMES
+    risky = True
+
+    def decode(self, data: bytes, frames: str | None, max_frames: int = 9) -> list[DecodedSample]:
+        command = data.decode()
+        if command == "sleep":
+            while True:
+                time.sleep(0.1)
+        if command == "spin":
+            while True:
+                pass
+        if command == "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if command == "exit":
+            os._exit(3)
+        if command == "bad":
+            raise UnreadableImage("The file is bad.")
+        if command == "bug":
+            raise KeyError("a fault")
+        if command == "hungry":
+            np.ones(2**36, np.uint8)
+        size = int(command)
+        array = np.full((size, 4, 4, 1), size % 251, np.uint8)
+        fact = {"pid": float(os.getpid())}
+        return [DecodedSample(frame="0", arrays={CLIP: array}, picture=array[0], facts=fact)]
+
+
+QUICK = IsolationConfig(deadline_s=1.0, memory_mb=2048, recycle_after=3)
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("sleep", "more than 1 s"),
+        ("spin", "more than 1 s"),
+        ("crash", "SIGSEGV"),
+        ("exit", "status 3"),
+        ("bad", "The file is bad"),
+        ("hungry", "memory"),
+    ],
+)
+def test_a_file_costs_one_error_and_the_next_one_is_read(command: str, reason: str) -> None:
+    with IsolatedDecoder(Trouble(), QUICK) as shielded:
+        with pytest.raises(UnreadableImage, match=reason):
+            shielded.decode(command.encode(), None)
+        (sample,) = shielded.decode(b"7", None)
+        assert sample.arrays[CLIP].shape == (7, 4, 4, 1)
+        process = psutil.Process(int(sample.facts["pid"]))
+    assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_fault_of_the_decoder_is_not_blamed_on_the_file() -> None:
+    with (
+        IsolatedDecoder(Trouble(), QUICK) as shielded,
+        pytest.raises(RuntimeError, match="a fault"),
+    ):
+        shielded.decode(b"bug", None)
+
+
+def test_processes_are_replaced_and_large_clips_come_through() -> None:
+    with IsolatedDecoder(Trouble(), QUICK) as shielded:
+        seen = []
+        for size in (3, 5, 2_000_000, 11, 12, 13, 14):
+            (sample,) = shielded.decode(str(size).encode(), None)
+            assert len(sample.arrays[CLIP]) == size
+            assert (sample.arrays[CLIP] == size % 251).all()
+            seen.append(sample.facts["pid"])
+    assert len(set(seen)) == 3
+
+
+def test_isolated_decoding_gives_the_same_clip() -> None:
+    data = encode_video(moving_disc(), 30.0)
+    plain = decoder()
+    with IsolatedDecoder(plain) as shielded:
+        (here,), (there,) = plain.decode(data, "3-20"), shielded.decode(data, "3-20")
+    assert np.array_equal(here.arrays[CLIP], there.arrays[CLIP])
+    assert np.array_equal(here.picture, there.picture)
+    assert str(here.facts) == str(there.facts)
+    assert FrameSelection.parse("3-20").indices(40) == range(3, 21)
+
+
+def test_a_renamed_or_flipped_file_is_decoded_or_refused_but_never_hangs() -> None:
+    rng = np.random.default_rng(0)
+    data = encode_video(moving_disc(), 30.0)
+    outcomes = set()
+    with IsolatedDecoder(decoder(), IsolationConfig(deadline_s=20)) as shielded:
+        for _ in range(20):
+            broken = bytearray(data)
+            for at in rng.integers(0, len(data), 20):
+                broken[at] ^= 1 << int(rng.integers(8))
+            try:
+                (sample,) = shielded.decode(bytes(broken), None)
+                assert len(sample.arrays[CLIP]) == 40
+                outcomes.add("read")
+            except UnreadableImage:
+                outcomes.add("refused")
+    assert outcomes
