@@ -16,7 +16,11 @@ from numpy.typing import NDArray
 from cardioray.data.clip import CLIP, ClipDecoder, ClipPreprocess, resample
 from cardioray.data.decoding import DecodedSample
 from cardioray.data.frames import ALL_FRAMES, FrameSelection, UnreadableImage
-from cardioray.data.isolation import IsolatedDecoder, IsolationConfig
+from cardioray.data.isolation import (
+    DecoderUnavailableError,
+    IsolatedDecoder,
+    IsolationConfig,
+)
 from cardioray.data.sector import find_sector
 from cardioray.data.video import BACKENDS, promised_frames, read_video
 from cardioray.data.video_writing import encode_video
@@ -247,6 +251,17 @@ def test_a_fault_of_the_decoder_is_not_blamed_on_the_file() -> None:
         pytest.raises(RuntimeError, match="a fault"),
     ):
         shielded.decode(b"bug", None)
+
+
+def test_a_process_that_does_not_start_is_not_blamed_on_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with IsolatedDecoder(Trouble(), QUICK) as shielded:
+        with pytest.raises(DecoderUnavailableError, match="did not start"):
+            shielded.decode(b"7", None)
+        monkeypatch.undo()
+        assert len(shielded.decode(b"7", None)) == 1
 
 
 def test_processes_are_replaced_and_large_clips_come_through() -> None:

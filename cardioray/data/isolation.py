@@ -89,6 +89,7 @@ class IsolatedDecoder:
         Raises:
             UnreadableImage: when the file cannot be read, and when decoding it took too long, too
                 much memory, or ended the process.
+            DecoderUnavailableError: when no process could be started.
         """
         samples: list[DecodedSample] = self._call("decode", data, frames, max_frames)
         return samples
@@ -157,6 +158,10 @@ def isolated(
         yield shielded
 
 
+class DecoderUnavailableError(RuntimeError):
+    """No process to decode in could be started; the machine's trouble, not the file's."""
+
+
 class _ProcessLostError(Exception):
     """The process ended, or had to be ended."""
 
@@ -195,10 +200,12 @@ class _Process:
         )
         theirs.close()
         process = cls(popen, ours, slab, settings.deadline_s)
-        process._send((decoder, settings))
-        if process._receive(_START_S) != "ready":
+        try:
+            process._send((decoder, settings))
+            process._receive(_START_S)
+        except _ProcessLostError as lost:  # before any file: none is to blame
             process.kill()
-            raise RuntimeError("the decoding process did not start")
+            raise DecoderUnavailableError("The decoding process did not start.") from lost
         return process
 
     def call(self, method: str, *arguments: Any) -> Any:

@@ -120,8 +120,7 @@ def write_angiograms(
     Raises:
         ValueError: when `out` holds anything else, or a number is out of range.
     """
-    if num_patients < 1 or seed < 0:
-        raise ValueError("num_patients must be at least 1 and seed at least 0.")
+    dataset.require_numbers(num_patients, seed)
     request = {
         "phantom": "angiogram",
         "generator": _GENERATOR,

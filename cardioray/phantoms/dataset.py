@@ -21,6 +21,16 @@ Request = dict[str, Any]
 _MANIFEST = "manifest.csv"
 
 
+def require_numbers(num_patients: int, seed: int) -> None:
+    """Refuse numbers that no data set can have.
+
+    Raises:
+        ValueError: when there is no patient, or the seed is negative.
+    """
+    if num_patients < 1 or seed < 0:
+        raise ValueError("num_patients must be at least 1 and seed at least 0.")
+
+
 def finished_manifest(out: str, request: Request) -> pd.DataFrame | None:
     """The manifest of a finished data set that answers the same request, or None.
 

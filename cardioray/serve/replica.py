@@ -20,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from cardioray import config
 from cardioray.data.decoding import DecodedSample
 from cardioray.data.image import UnreadableImage
+from cardioray.data.isolation import DecoderUnavailableError
 from cardioray.model_store import production_path
 from cardioray.models.backbones import NoFeatureMap
 from cardioray.predictor import ModelOutputs, Overlay
@@ -129,7 +130,7 @@ class Answerer:
             )
         except UnreadableImage as error:
             raise unreadable(str(error)) from None
-        except MemoryError:
+        except (MemoryError, DecoderUnavailableError):
             raise  # the server's trouble, not the file's: pictures are measured before decoding
         except Exception as error:
             # Nothing but the upload goes into a decoder: what it did not foresee is in there.

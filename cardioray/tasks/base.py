@@ -113,13 +113,14 @@ class Task(ABC):
         name: name in commands, routes and bundles.
         title: the question in a few words.
         intended_use: what an answer may be used for; goes into the model card.
-        settings_type: the typed settings of the task.
+        settings_type: the typed settings of the task; `split` and `operating` are among them.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     intended_use: ClassVar[str]
     settings_type: ClassVar[type]
+    settings: Any
     # Whether pixel_mean and pixel_std are measured before a run begins.
     measures_pixels: ClassVar[bool] = False
     # Windows of samples that go through the network at a time when it only answers.
@@ -135,14 +136,16 @@ class Task(ABC):
         """The heads; the first one is the headline."""
 
     @property
-    @abstractmethod
     def split(self) -> SplitConfig:
         """How patients are divided where the manifest does not say."""
+        split: SplitConfig = self.settings.split
+        return split
 
     @property
-    @abstractmethod
     def operating(self) -> OperatingConfig:
         """How scores become answers."""
+        operating: OperatingConfig = self.settings.operating
+        return operating
 
     @property
     @abstractmethod

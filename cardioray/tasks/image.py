@@ -106,16 +106,6 @@ class ImageTask(Task):
         return (self.settings.target,) if value is None else (self.settings.target, value)
 
     @property
-    def split(self) -> SplitConfig:
-        """How patients are divided."""
-        return self.settings.split
-
-    @property
-    def operating(self) -> OperatingConfig:
-        """Threshold rule, calibration and conformal set."""
-        return self.settings.operating
-
-    @property
     def monitor(self) -> Monitor:
         """AUC over validation studies."""
         return Monitor(name="val_auc", mode="max")

@@ -81,16 +81,6 @@ class VideoTask(Task):
     max_batch: ClassVar[int] = 8
 
     @property
-    def split(self) -> SplitConfig:
-        """How patients are divided."""
-        return self.settings.split
-
-    @property
-    def operating(self) -> OperatingConfig:
-        """Threshold rule, calibration and conformal set."""
-        return self.settings.operating
-
-    @property
     def monitor(self) -> Monitor:
         """Mean absolute error, or AUC, of the headline over validation studies."""
         if self.targets[0].kind == "regression":
