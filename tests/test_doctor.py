@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -79,7 +80,9 @@ def test_requirements_are_those_of_this_platform_without_extras() -> None:
     names = {requirement.name for requirement in doctor.core_requirements()}
     assert {"ray", "torch", "pandas"} <= names
     assert not {"pytest", "mlflow-skinny"} & names
-    assert len({"decord", "av"} & names) == 1
+    assert "av" in names
+    has_wheel = platform.machine() == "x86_64" and sys.platform == "linux"
+    assert ("decord" in names) == has_wheel
 
 
 def test_every_requirement_is_imported_by_the_names_it_brings() -> None:
@@ -261,6 +264,7 @@ assert {k: v for k, v in before.items() if k != "memory"} == {
 }
 ray.shutdown()
 import os
+import platform
 os.environ["RAY_ADDRESS"] = "nowhere"
 row = doctor.cluster_row()
 assert not ray.is_initialized()

@@ -14,8 +14,8 @@ SLOWEST, FASTEST = 35.0, 180.0
 # Autocorrelation at one period that a curve needs to count as periodic.
 _LEAST_CORRELATION = 0.2
 # Share of the highest correlation that a shorter period needs to win: a curve repeats after two
-# beats as well as after one.
-_AS_GOOD = 0.85
+# beats as well as after one, and better where the EF changes from beat to beat.
+_AS_GOOD = 0.75
 
 
 @dataclass(frozen=True)
