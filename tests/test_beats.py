@@ -27,14 +27,16 @@ def test_noise_and_a_constant_have_no_period() -> None:
 
 
 def test_every_beat_has_its_own_value() -> None:
-    fps, period = 50.0, 40
-    starts = np.arange(0, 161, 2)
-    level = np.array([50.0, 50.0, 52.0, 52.0, 52.0])[starts // period]
-    values = level + 2 * np.cos(2 * np.pi * starts / period)
+    fps, period, first = 50.0, 40, 10
+    starts = np.arange(0, 175, 2)
+    # Windows reach over the change from one beat's EF to the next one's.
+    level = np.interp(starts, [70, 110], [50, 52])
+    values = level + 2 * np.cos(2 * np.pi * (starts - first) / period)
     beats = values_by_beat(starts, values, fps)
-    assert len(beats) == 4
-    assert beats[0].value == pytest.approx(50, abs=0.5)
-    assert beats[-1].value == pytest.approx(52, abs=0.5)
+    assert [beat.first_frame for beat in beats] == [10, 50, 90, 130]
+    assert [beat.windows for beat in beats] == [20] * 4
+    assert beats[0].value == pytest.approx(50, abs=0.2)
+    assert beats[-1].value == pytest.approx(52, abs=0.2)
     assert beats[0].last_frame < beats[1].first_frame
 
 
