@@ -70,7 +70,7 @@ def run(settings: AshaSettings) -> Report:
         write_angiograms(
             phantoms, settings.patients, seed=settings.seed, config=PRESETS.get(settings.preset)
         )
-        cluster.connect()
+        cluster.connect(dashboard=True)
         manifest = run_config.task.read_manifest(phantoms, None)
         shards = prepare(run_config.task, manifest, str(folder / "shards"), PrepareConfig())
         stopped = _first_fold(settings, run_config, shards, str(folder / "asha"), enabled=True)

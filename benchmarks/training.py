@@ -37,7 +37,7 @@ once by `cardioray.training` (Ray Train, fed by Ray Data from shards), once by a
 `DistributedDataParallel`, `DistributedSampler` and `DataLoader` that torchrun starts. The script
 is run twice over: as notebooks have it, decoding PNG files of the size angiograms have in loader
 processes, and with all decoded pictures already in memory, which is the least it can do. Ray runs
-while it trains and at no other time: its own processes take a sixth of a core, which two cores
+while it trains and at no other time: its own processes take an eighth of a core, which two cores
 feel and a larger machine does not. The systems take turns; the first epoch of each is left out;
 speeds are medians over epochs. All train with fused AdamW, gradients in their buckets and no
 broadcast of buffers before each step."""

@@ -94,7 +94,7 @@ def run_demo(out: str, settings: DemoConfig, console: Console) -> dict[str, Any]
     say("2. Shards: decode and resize once")
     run = _run_config(settings)
     with environment(VARIABLES):  # of the proxies that will serve the winner
-        cluster.connect()
+        cluster.connect(dashboard=True)
     data = run.task.read_manifest(str(manifest), None)
     with progress_bar(console, "preparing", len(data)) as advance:
         shards = prepare(run.task, data, str(root / "shards"), PrepareConfig(), advance)

@@ -7,6 +7,7 @@ can say what "1" means, and any binary image manifest works and is named as what
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -35,6 +36,9 @@ class BinaryTarget:
         negative_aliases: other spellings of class 0 in `label_column`.
         low: lowest number that `value_column` may hold; None for no bound.
         high: highest one; a percentage where a ratio is expected is beyond it.
+        one_of: where the label column holds one of several classes, all of them; `positive` is
+            one, and every other is class 0. Targets with the same label column and `one_of` are
+            one question: their probabilities add up to 1.
     """
 
     kind: Literal["binary"] = "binary"
@@ -49,8 +53,11 @@ class BinaryTarget:
     negative_aliases: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
+    one_of: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.one_of and self.positive not in self.one_of:
+            raise ValueError(f"target {self.name!r}: {self.positive!r} is not in one_of.")
         if (self.value_column is None) != (self.cutoff is None):
             raise ValueError(f"target {self.name!r}: value_column and cutoff go together.")
         if self.cutoff is not None and _outside(np.array(self.cutoff), self.low, self.high):
@@ -92,25 +99,58 @@ class BinaryTarget:
         return labels
 
     def _encode_names(self, column: pd.Series) -> NDArray[np.float32]:
-        codes = {
-            name.lower(): 1.0
-            for name in (self.positive, *self.positive_aliases, "1", "1.0", "true")
-        }
-        codes |= {
-            name.lower(): 0.0
-            for name in (self.negative, *self.negative_aliases, "0", "0.0", "false")
-        }
+        if self.one_of:
+            codes = {name.lower(): float(name == self.positive) for name in self.one_of}
+        else:
+            codes = {
+                name.lower(): 1.0
+                for name in (self.positive, *self.positive_aliases, "1", "1.0", "true")
+            }
+            codes |= {
+                name.lower(): 0.0
+                for name in (self.negative, *self.negative_aliases, "0", "0.0", "false")
+            }
         missing = column.isna() | (column.astype(str).str.strip() == "")
         coded = column.astype(str).str.strip().str.lower().map(codes)
         unknown = coded.isna() & ~missing
         if unknown.any():
             row = int(np.flatnonzero(unknown)[0])
+            if self.one_of:
+                raise ValueError(
+                    f"row {row + 1}: {self.label_column}={column.iloc[row]!r} is none of the "
+                    f"classes {', '.join(self.one_of)}."
+                )
             raise ValueError(
                 f"row {row + 1}: {self.label_column}={column.iloc[row]!r} is none of the classes "
                 f"{self.positive!r} (also {', '.join((*self.positive_aliases, '1'))}) and "
                 f"{self.negative!r} (also {', '.join((*self.negative_aliases, '0'))})."
             )
         return coded.to_numpy(np.float32)
+
+
+def choice(name: str, label_column: str, classes: Sequence[str]) -> tuple[BinaryTarget, ...]:
+    """A question with several answers of which one is true: a yes/no target for each.
+
+    Args:
+        name: of the question; the targets are called `<name>_<class>`.
+        label_column: manifest column with the class.
+        classes: at least two, as the column spells them in any case.
+
+    Raises:
+        ValueError: when there are fewer than two, or two alike.
+    """
+    if len({each.lower() for each in classes}) < max(2, len(classes)):
+        raise ValueError(f"{name}: give at least two classes, all different.")
+    return tuple(
+        BinaryTarget(
+            name=f"{name}_{each}",
+            positive=each,
+            negative=f"not {each}",
+            label_column=label_column,
+            one_of=tuple(classes),
+        )
+        for each in classes
+    )
 
 
 @config

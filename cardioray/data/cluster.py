@@ -20,30 +20,41 @@ _PORT = "RAY_GCS_SERVER_PORT"
 _LOCAL = "CARDIORAY_LOCAL_CLUSTER"
 # A resource that Ray gives to the head, and to no other node.
 _HEAD = "node:__internal_head__"
+# Whether this process is connected to a local cluster that it started without a dashboard.
+_bare = False
 
 
-def connect(num_cpus: int | None = None) -> None:
+def connect(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
     """Join the cluster named by RAY_ADDRESS, or start a local one; does nothing when connected.
 
-    The dashboard runs, on loopback: without its state API the CPUs of a training trial that Tune
-    stopped are never given back.
+    A local cluster has no dashboard unless it is asked for: its dozen processes take as much as
+    all others of Ray together, of which two cores lose 3 % of a training. A local cluster that was
+    started without one and is asked for one is started again.
 
     Args:
         num_cpus: logical CPUs of a local cluster; the machine's cores by default.
+        dashboard: have the dashboard, on loopback. Tune needs it: without its state API the CPUs
+            of a training trial that was stopped are never given back.
     """
+    global _bare
     if ray.is_initialized():
-        return
+        if not (dashboard and _bare):
+            return
+        ray.shutdown()
     # A local cluster must not join another user's by way of Ray's "current cluster" file.
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
-        start_local(num_cpus)
+        start_local(num_cpus, dashboard=dashboard)
     else:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         _quiet_data()
+    _bare = address == "local" and not dashboard
     _tighten_token()
 
 
-def start_local(num_cpus: int | None = None, num_gpus: int | None = None) -> None:
+def start_local(
+    num_cpus: int | None = None, num_gpus: int | None = None, *, dashboard: bool = True
+) -> None:
     """Start a cluster whose own processes know its address.
 
     Where several clusters run on one machine, a process of Ray that asks for "the" cluster fails.
@@ -53,6 +64,7 @@ def start_local(num_cpus: int | None = None, num_gpus: int | None = None) -> Non
     Args:
         num_cpus: logical CPUs; the machine's cores by default.
         num_gpus: logical GPUs; the machine's by default.
+        dashboard: have the dashboard; see `connect`.
     """
     hasten_training()
     # That Ray wants a token of whoever joins is no news to act on: this process has it.
@@ -71,11 +83,16 @@ def start_local(num_cpus: int | None = None, num_gpus: int | None = None) -> Non
             address="local",
             num_cpus=num_cpus,
             num_gpus=num_gpus,
-            include_dashboard=True,
+            include_dashboard=dashboard,
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
     _quiet_data()
+
+
+def has_state_api() -> bool:
+    """Whether the connected cluster can be asked what runs on it, which its dashboard answers."""
+    return not _bare
 
 
 def inherits_environment() -> bool:

@@ -144,7 +144,7 @@ def serve_bundles(
         scratch = Path(tempfile.mkdtemp(prefix="crs-"))
         try:
             with environment(_environment(server, scratch)):
-                cluster.connect()
+                cluster.connect(dashboard=True)
         except BaseException:
             shutil.rmtree(scratch)
             raise

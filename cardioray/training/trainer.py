@@ -10,11 +10,12 @@ from typing import Any
 import ray
 from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR
 from ray.train import ControllerError, Result
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from cardioray.data.cluster import inherits_environment
+from cardioray.data.cluster import has_state_api, inherits_environment
 from cardioray.scratch import remove_abandoned
 
 _LOOK_S = 0.25
@@ -33,6 +34,16 @@ class Trainer(DataParallelTrainer):  # type: ignore[misc]
     """
 
     called_off: Callable[[], bool] | None = None
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Called by `fit`. Ray's cleaner asks the state API, and is of no use where there is none.
+
+        It gives back what a dead controller held, which here goes with the whole cluster.
+        """
+        callbacks: list[Any] = super()._create_default_callbacks()
+        if has_state_api():
+            return callbacks
+        return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Result:
         """Called by `fit`.

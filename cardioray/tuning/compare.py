@@ -110,7 +110,7 @@ def compare(
             "ASHA needs train.checkpoint_every=1, since a trial that it stops is scored from the "
             f"checkpoint of its last epoch; it is {run.train.checkpoint_every}. Or pass --no-asha."
         )
-    cluster.connect()
+    cluster.connect(dashboard=True)
     out = storage.absolute(out)
     cluster.require_shared(out, run.scale.shared_storage)
     asked = run.scale
