@@ -14,6 +14,8 @@ from benchmarks import serving as serving_benchmark
 from benchmarks import shards as shards_benchmark
 from benchmarks import training as training_benchmark
 from benchmarks import video_decoding as decoding_benchmark
+from benchmarks import video_serving as video_serving_benchmark
+from benchmarks import video_training as video_training_benchmark
 from benchmarks.report import PAGE, Report, write_page
 from cardioray import config
 
@@ -73,6 +75,34 @@ def video_decoding(overrides: Overrides = None) -> None:
     """Echo clips a second beside OpenCV, bare decord and torchcodec."""
     settings = config.parse(decoding_benchmark.DecodingSettings, {}, overrides or ())
     finish(decoding_benchmark.run(settings))
+
+
+@app.command()
+def video_step(overrides: Overrides = None) -> None:
+    """A training step of R(2+1)D-18 beside EchoNet-Dynamic's loop."""
+    settings = config.parse(video_training_benchmark.StepSettings, {}, overrides or ())
+    finish(video_training_benchmark.run_steps(settings))
+
+
+@app.command()
+def video_feed(overrides: Overrides = None) -> None:
+    """Clips a second that reach a training, beside a DataLoader."""
+    settings = config.parse(video_training_benchmark.FeedSettings, {}, overrides or ())
+    finish(video_training_benchmark.run_feeds(settings))
+
+
+@app.command()
+def video_serving(overrides: Overrides = None) -> None:
+    """One clip answered by OpenVINO beside eager PyTorch."""
+    settings = config.parse(video_serving_benchmark.ClipSettings, {}, overrides or ())
+    finish(video_serving_benchmark.run_clips(settings))
+
+
+@app.command()
+def video_studies(overrides: Overrides = None) -> None:
+    """Answers for a folder of clips beside a bare loop over the network."""
+    settings = config.parse(video_serving_benchmark.StudySettings, {}, overrides or ())
+    finish(video_serving_benchmark.run_studies(settings))
 
 
 @app.command()

@@ -27,6 +27,8 @@ METADATA = "metadata.json"
 CONFIG = "config.yaml"
 MODEL = "model.safetensors"
 CARD = "README.md"
+# Folder of the bundles that a bundle is composed of, where it has no network of its own.
+MEMBERS = "members"
 
 # MONAI's bundle specification names the first block; the rest is CardioRay's.
 REQUIRED_KEYS = (
@@ -79,6 +81,16 @@ class Bundle:
         return str(self.metadata["task"])
 
     @property
+    def members(self) -> tuple[str, ...]:
+        """Names of the bundles it is composed of, in the folder `members`; () for one network."""
+        return tuple(self.metadata.get(MEMBERS, ()))
+
+    def member(self, name: str) -> Bundle:
+        """One of them, verified."""
+        assert name in self.members
+        return open_bundle(str(self.path / MEMBERS / name))
+
+    @property
     def identity(self) -> str:
         """A short hash over every file of the bundle."""
         return hashlib.sha256((self.path / SUMS).read_bytes()).hexdigest()[:12]
@@ -116,7 +128,8 @@ def copy_bundle(source: str, target: str) -> None:
     """
     storage.remove(target)
     files = storage.list_files(source)
-    for file in sorted(files, key=lambda file: file.endswith(f"/{SUMS}")):
+    own = storage.join(source, SUMS)
+    for file in sorted(files, key=lambda file: file == own):
         relative = file[len(source) :].lstrip("/")
         storage.write_bytes(storage.join(target, relative), storage.read_bytes(file))
 
@@ -127,7 +140,7 @@ def seal(folder: Path) -> Bundle:
     Raises:
         BundleError: when a required file or metadata key is missing.
     """
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SUMS)
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / SUMS)
     lines = [f"{_sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in files]
     storage.write_bytes(str(folder / SUMS), "".join(lines).encode())
     return open_bundle(str(folder))
@@ -162,8 +175,9 @@ def open_bundle(path: str, cache: Path | None = None) -> Bundle:
             f"CardioRay reads format {FORMAT_VERSION}; install the version that wrote it "
             f"({metadata['cardioray_version']}) or export the model again."
         )
-    for name in (CONFIG, MODEL, CARD):
-        if not (folder / name).is_file():
+    needed = MEMBERS if metadata.get(MEMBERS) else MODEL
+    for name in (CONFIG, needed, CARD):
+        if not (folder / name).exists():
             raise BundleError(f"{path}: {name} is missing; the bundle is not complete.")
     return Bundle(path=folder, place=path, metadata=metadata)
 

@@ -262,6 +262,13 @@ def train(
         str | None,
         typer.Option(help="Backbone weights to start from (.safetensors), instead of published."),
     ] = None,
+    views: Annotated[
+        str | None,
+        typer.Option(
+            help="Of clips: a network for each of these views, such as A4C,PLAX, or for `all`, a "
+            "classifier that sorts cines to them, and their fusion by study."
+        ),
+    ] = None,
     max_bad: MaxBad = 0.01,
     patient_from: PatientFrom = None,
     shared_storage: Shared = False,
@@ -270,15 +277,22 @@ def train(
 ) -> None:
     """Train one model and make a bundle of it; the same command resumes a run that was killed.
 
-    Example: `cardioray train ffr --data phantoms --out runs --set model.backbone=densenet121`
+    Examples: `cardioray train ffr --data phantoms --out runs --set model.backbone=densenet121`,
+    `cardioray train echo-cmr --data echoes --views all --out runs`
     """
     from cardioray.training.single import train_bundle
+    from cardioray.training.study import train_study
 
     if weights is not None:
         settings = [*(settings or ()), f"model.weights={weights}"]
     run = _run_config(task, config_file, settings, shared_storage)
     shards = _shards(context, run, data, out, patient_from, max_bad)
-    bundle = train_bundle(run, shards, out, name=name, shown=_shown(run, "Training"))
+    shown = _shown(run, "Training")
+    if views is None:
+        bundle = train_bundle(run, shards, out, name=name, shown=shown)
+    else:
+        chosen = [] if views == "all" else [view.strip() for view in views.split(",")]
+        bundle = train_study(run, shards, chosen, out, name=name, shown=shown)
     _show_metrics(bundle)
     console.print(f"Bundle: {bundle.place}")
 

@@ -135,7 +135,7 @@ def explain(
     Example: `cardioray explain runs/ffr/bundles/densenet121 frame.png --method gradcam++`
     """
     from cardioray import storage
-    from cardioray.predictor import load
+    from cardioray.studies import load
 
     predictor = load(bundle)
     sample = predictor.decode(storage.read_bytes(image))[0]

@@ -21,10 +21,10 @@ from cardioray.data.pipeline import PrepareConfig, prepare
 from cardioray.evaluation.leaderboard_terminal import print_leaderboard
 from cardioray.machine import environment, free_port
 from cardioray.phantoms.angiogram import PRESETS, write_angiograms
-from cardioray.predictor import load
 from cardioray.serve.deploy import application_settings, serve_bundles
 from cardioray.serve.proxy import VARIABLES
 from cardioray.serve.settings import ServerSettings
+from cardioray.studies import load
 from cardioray.terminal import progress_bar
 from cardioray.training.progress import Shown
 from cardioray.training.settings import RunConfig

@@ -19,7 +19,7 @@ from safetensors.torch import load as load_tensors
 from torch import nn
 
 from cardioray import storage
-from cardioray.bundle import MODEL, Bundle, BundleError, open_bundle
+from cardioray.bundle import MODEL, Bundle, BundleError
 from cardioray.data.clip import CLIP
 from cardioray.data.decoding import DecodedSample, ImageDecoder
 from cardioray.data.frames import MAX_FRAMES
@@ -31,7 +31,6 @@ from cardioray.evaluation.operating_point import (
     OperatingPoint,
     RegressionOperatingPoint,
 )
-from cardioray.model_store import bundle_place
 from cardioray.models.backbones import NoFeatureMap
 from cardioray.models.classifier import ImageClassifier
 from cardioray.models.gate import InputGate
@@ -257,10 +256,10 @@ class Predictor:
             frames = outputs.scores[target.name]
             if target.kind == "binary":
                 assert isinstance(point, BinaryOperatingPoint)
-                answers[target.name] = _binary_answer(point, target.classes, frames)
+                answers[target.name] = binary_answer(point, target.classes, frames)
             else:
                 assert isinstance(point, RegressionOperatingPoint)
-                answers[target.name] = _number_answer(point, target.unit, frames)
+                answers[target.name] = number_answer(point, target.unit, frames)
         return {
             **answers,
             **self.task.details(samples, outputs.windows),
@@ -270,7 +269,7 @@ class Predictor:
             "warnings": [
                 *self.bundle.metadata["warnings"],
                 *self.task.doubts(samples),
-                *self._gate_warnings(samples, outputs),
+                *self.gate_warnings(samples, outputs),
             ],
         }
 
@@ -371,10 +370,18 @@ class Predictor:
         return to_source(heat, sample.source_shape, decoder.preprocess.fit)
 
     def warm_up(self, batch_sizes: Iterable[int]) -> None:
-        """Run blank samples through the network, so that the first request is not the slow one."""
+        """Answer for blank samples, so that the first request is not the slow one."""
         shape = self.bundle.json("preprocess.json")["columns"]
         for size in batch_sizes:
             self._run(tuple(np.zeros((size, *shape[name]), np.uint8) for name in self.task.columns))
+        blank = self.blank()
+        self.answer([blank], self.infer([blank]))
+
+    def blank(self) -> DecodedSample:
+        """A sample of which every pixel is black."""
+        shapes = self.bundle.json("preprocess.json")["columns"]
+        arrays = {name: np.zeros(shapes[name], np.uint8) for name in self.task.columns}
+        return DecodedSample(frame="0", arrays=arrays, picture=np.zeros((512, 512), np.uint8))
 
     @functools.cached_property
     def _seen(self) -> NDArray[np.uint64]:
@@ -405,7 +412,8 @@ class Predictor:
         scores = self.task.scores(tensors, self._statistics)
         return {k: v.numpy() for k, v in scores.items()}, raw[FEATURES]
 
-    def _gate_warnings(self, samples: Sequence[DecodedSample], outputs: ModelOutputs) -> list[str]:
+    def gate_warnings(self, samples: Sequence[DecodedSample], outputs: ModelOutputs) -> list[str]:
+        """What of some samples is unlike the training pictures, as sentences."""
         shown = [self.task.sampler.windows(sample.arrays, thorough=False)[0] for sample in samples]
         images = self.task.pictures(stacked(shown))
         shapes = np.array([sample.source_shape for sample in samples])
@@ -416,20 +424,6 @@ class Predictor:
         # Every sentence holds its own frame's numbers: one frame's reasons stand for all.
         which = "" if len(samples) == 1 else f"{len(flagged)} of {len(samples)} frames, the first: "
         return [f"Input unlike the training pictures: {which}{'; '.join(flagged[0][:3])}."]
-
-
-def load(path: str | Path, **options: Any) -> Predictor:
-    """Open a bundle and make it ready to answer.
-
-    Args:
-        path: local directory or s3:// prefix of a bundle, or of a comparison for its winner.
-        **options: of `Predictor`: runtime, precision, num_threads.
-
-    Raises:
-        BundleError: when the bundle is damaged or of another version.
-        ValueError: when a comparison holds no bundle.
-    """
-    return Predictor(open_bundle(bundle_place(str(path))), **options)
 
 
 def digest_numbers(digests: Sequence[str]) -> NDArray[np.uint64]:
@@ -457,9 +451,10 @@ def _shrunk(picture: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
 
 
-def _binary_answer(
-    point: BinaryOperatingPoint, classes: tuple[str, str], frames: NDArray[np.float32]
+def binary_answer(
+    point: BinaryOperatingPoint, classes: tuple[str, str], frames: NDArray[np.floating[Any]]
 ) -> dict[str, Any]:
+    """The answer to a yes/no question from the uncalibrated probabilities of its frames (N,)."""
     decision = point.decide(np.array([frames.mean(dtype=np.float64)]))
     positive = bool(decision.positive[0])
     return {
@@ -472,9 +467,10 @@ def _binary_answer(
     }
 
 
-def _number_answer(
-    point: RegressionOperatingPoint, unit: str, frames: NDArray[np.float32]
+def number_answer(
+    point: RegressionOperatingPoint, unit: str, frames: NDArray[np.floating[Any]]
 ) -> dict[str, Any]:
+    """The answer in numbers from what the network says of the frames (N,)."""
     value = np.array([frames.mean(dtype=np.float64)])
     low, high = point.bounds(value)
     return {

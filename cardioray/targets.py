@@ -153,6 +153,21 @@ def choice(name: str, label_column: str, classes: Sequence[str]) -> tuple[Binary
     )
 
 
+def questions(
+    targets: Sequence[BinaryTarget | RegressionTarget],
+) -> dict[str, tuple[BinaryTarget, ...]]:
+    """The targets that are one question of several classes, by its name; see `choice`."""
+    found: dict[str, list[BinaryTarget]] = {}
+    for target in targets:
+        if isinstance(target, BinaryTarget) and target.one_of:
+            name = target.name.removesuffix(f"_{target.positive}")
+            found.setdefault(name, []).append(target)
+    for name, members in found.items():
+        if len(members) < len(members[0].one_of):
+            raise ValueError(f"{name}: every class of one_of needs a target of its own.")
+    return {name: tuple(members) for name, members in found.items()}
+
+
 @config
 class RegressionTarget:
     """A number to predict.

@@ -42,6 +42,7 @@ GROUPS = {
     "test_progress": "training",
     "test_training_loop": "training",
     "test_training_tracking": "training",
+    "test_study": "training",
     "test_training_workers": "training",
     "test_tuning": "training",
     "test_inference": "serving",

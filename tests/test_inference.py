@@ -21,7 +21,7 @@ from cardioray.data.splits import assign_splits
 from cardioray.inference.batch import FILES_PER_PART, find_studies, predict_files
 from cardioray.inference.evaluate import evaluate_bundle, evaluate_table
 from cardioray.phantoms.angiogram import PRESETS, write_angiograms
-from cardioray.predictor import load
+from cardioray.studies import load
 from cardioray.tasks import make_task
 from cardioray.tasks.base import encode_labels
 from cardioray.tasks.ffr import FFR_TARGET

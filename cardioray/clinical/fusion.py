@@ -69,6 +69,26 @@ class ViewFusion:
         return np.where(there.any(axis=1), fused, np.nan)
 
 
+@config
+class StudyFusion:
+    """How the cines of a study become one answer.
+
+    Attributes:
+        views: those that have a network.
+        least_probability: of its likeliest view that a cine needs to take part.
+        targets: by target, the weights of the views.
+    """
+
+    views: tuple[str, ...] = Field(min_length=1)
+    least_probability: float = Field(ge=0, le=1)
+    targets: dict[str, ViewFusion]
+
+    def __post_init__(self) -> None:
+        for name, fusion in self.targets.items():
+            if fusion.views != self.views:
+                raise ValueError(f"fusion of {name!r}: its views are not {', '.join(self.views)}.")
+
+
 def fit_fusion(
     kind: Literal["logistic", "linear"], views: tuple[str, ...], scores: Floats, labels: Floats
 ) -> ViewFusion:

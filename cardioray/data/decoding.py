@@ -40,12 +40,14 @@ class DecodedSample:
         picture: the frame before any resize, (H, W) or (H, W, 3); what overlays are drawn on.
         facts: what the file says of itself beside its pixels, in numbers ("fps"); NaN where it
             does not say. They stand beside the sample in the table of the shards.
+        view: the view it shows, where whoever handed it in has said so; "" elsewhere.
     """
 
     frame: str
     arrays: Mapping[str, NDArray[np.uint8]]
     picture: NDArray[np.uint8]
     facts: Mapping[str, float] = field(default_factory=dict)
+    view: str = ""
 
     @property
     def source_shape(self) -> tuple[int, int]:

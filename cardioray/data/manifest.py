@@ -122,17 +122,22 @@ def study_ids(table: pd.DataFrame) -> pd.Series[str]:
     return table["study_id" if "study_id" in table else "patient_id"]
 
 
-def check_studies(table: pd.DataFrame, labels: Mapping[str, NDArray[np.float32]]) -> None:
+def check_studies(
+    table: pd.DataFrame,
+    labels: Mapping[str, NDArray[np.float32]],
+    studies: pd.Series[str] | None = None,
+) -> None:
     """Refuse rows that one answer cannot serve: a study with two labels or of two patients.
 
     Args:
         table: rows of a manifest or of shards.
         labels: per target one number a row, NaN where unknown.
+        studies: the study of each row; by default `study_ids`.
 
     Raises:
         ValueError: names the studies, and says what to add where the table has no studies.
     """
-    studies = study_ids(table)
+    studies = study_ids(table) if studies is None else studies
     if (nameless := int((studies == "").sum())) > 0:
         raise ValueError(f"{nameless} row(s) have no study_id, while other rows have one.")
     patients = table["patient_id"].groupby(studies).nunique()

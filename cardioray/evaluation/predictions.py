@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from cardioray.registry import unknown_name
 from cardioray.storage import read_bytes
@@ -140,6 +141,29 @@ def per_study(table: pd.DataFrame) -> pd.DataFrame:
     return table.groupby(_STUDY_KEYS, as_index=False, sort=True).agg(
         label=("label", "first"), score=("score", "mean"), frames=("score", "size")
     )
+
+
+def views_side_by_side(
+    table: pd.DataFrame, views: Sequence[str]
+) -> tuple[pd.DataFrame, NDArray[np.float64]]:
+    """Studies, and what the network of each view says of them.
+
+    Args:
+        table: predictions of one target by cine, with a column `view`.
+        views: the views, in the order of the scores.
+
+    Returns:
+        One row a study with `sample_id` (the study's), `patient_id`, `study_id`, `split` and
+        `label`, and scores (studies, views): means over a study's cines of a view, NaN where it
+        has none.
+    """
+    keys = ["split", "patient_id", "study_id"]
+    table = table if "split" in table else table.assign(split="test")
+    wide = table.pivot_table(index=keys, columns="view", values="score", aggfunc="mean")
+    studies = table.groupby(keys, sort=True)["label"].first().reset_index()
+    assert len(studies) == len(wide)
+    studies.insert(0, "sample_id", studies["study_id"])
+    return studies, wide.reindex(columns=list(views)).to_numpy(float)
 
 
 def _rows_of_head(table: pd.DataFrame, head: str) -> pd.DataFrame:

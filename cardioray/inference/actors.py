@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from cardioray.data import cluster
 from cardioray.data.decoding import DecodedSample, Decoder
 from cardioray.data.frames import LOST_FILES
 from cardioray.data.isolation import IsolatedDecoder, IsolationConfig
-from cardioray.predictor import Predictor
+from cardioray.studies import open_predictor
 
 RuntimeName = Literal["auto", "openvino", "torch"]
 Precision = Literal["auto", "bf16", "fp32"]
@@ -54,10 +54,12 @@ class SourceFile:
     Attributes:
         path: local path or s3:// address.
         frames: which of its frames, as a manifest says it; "" for the task's default.
+        view: the view it shows, where a manifest says it; "" elsewhere.
     """
 
     path: str
     frames: str = ""
+    view: str = ""
 
 
 class PredictorActor:
@@ -68,7 +70,7 @@ class PredictorActor:
         # The copy of a bundle from a bucket; goes when the actor goes.
         self._scratch = tempfile.TemporaryDirectory(prefix="cardioray-actor-")
         bundle = open_bundle(loading.bundle, Path(self._scratch.name))
-        self.predictor = Predictor(
+        self.predictor = open_predictor(
             bundle, runtime=loading.runtime, precision=loading.precision, num_threads=threads
         )
         self._pool = ThreadPoolExecutor(max_workers=threads)
@@ -88,7 +90,7 @@ class PredictorActor:
             samples = self._decoder.decode(data, file.frames or None)
         except LOST_FILES as error:
             return str(error)
-        return [sample.without_picture() for sample in samples]
+        return [replace(sample.without_picture(), view=file.view) for sample in samples]
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from cardioray.bundle import open_bundle
 from cardioray.data import cluster
 from cardioray.data.decoding import DecodedSample
 from cardioray.data.frames import FrameSelection
+from cardioray.data.image import UnreadableImage
 from cardioray.data.layouts import TABLE_SUFFIXES, as_text, find_table, read_table, shown
 from cardioray.data.manifest import resolve
 from cardioray.data.shards import write_quarantine, write_table
@@ -37,7 +38,8 @@ from cardioray.inference.actors import (
     run_on_actors,
 )
 from cardioray.model_store import bundle_place
-from cardioray.predictor import ModelOutputs, Predictor
+from cardioray.predictor import ModelOutputs
+from cardioray.studies import open_predictor
 from cardioray.targets import Target
 from cardioray.terminal import progress_bar
 
@@ -113,7 +115,8 @@ def predict_files(
 
     Returns:
         One row a study that could be answered, by study_id: `study_id`, `sources`, the fields of
-        each target as `<target>_<field>`, `frames`, `model`, `bundle`, `warnings`. Lists are JSON.
+        each target as `<target>_<field>`, `frames`, `model`, `bundle`, `warnings`. Lists and what
+        is told by view are JSON.
 
     Raises:
         ValueError: when there is no file, none can be read, or a pattern or table is at fault.
@@ -126,7 +129,7 @@ def predict_files(
     for path in (bundle, out, *inputs):
         cluster.require_shared(path, shared_storage)
     with tempfile.TemporaryDirectory(prefix="cardioray-predict-") as scratch:
-        predictor = Predictor(open_bundle(bundle, Path(scratch)), network=False)
+        predictor = open_predictor(open_bundle(bundle, Path(scratch)), network=False)
         targets, identity = predictor.task.targets, predictor.bundle.identity
     studies = find_studies(inputs, study_from, targets, out)
     settings = [cardioray.__version__, identity, runtime, precision]
@@ -193,7 +196,7 @@ def _table_rows(path: str, targets: Sequence[Target]) -> Iterator[tuple[str, Sou
         except ValueError as error:
             raise ValueError(f"{path}, row {number}: {error}") from None
         name = as_text(row[study]) if study else ""
-        yield name, SourceFile(resolve(base, source), selection)
+        yield name, SourceFile(resolve(base, source), selection, as_text(row.get("view")))
 
 
 def _match_study(file: SourceFile, pattern: str) -> str:
@@ -222,7 +225,9 @@ def _plan(studies: Sequence[Study], settings: list[str], folder: str) -> list[_P
         waiting.append(study)
         if sum(len(s.files) for s in waiting) < FILES_PER_PART and number < len(studies):
             continue
-        files = [[s.study_id, f.path, f.frames, prints[f.path]] for s in waiting for f in s.files]
+        files = [
+            [s.study_id, f.path, f.frames, f.view, prints[f.path]] for s in waiting for f in s.files
+        ]
         name = f"part-{len(parts):05d}-{config.digest([settings, files])}.parquet"
         parts.append(_Part(storage.join(folder, name), tuple(waiting)))
         waiting = []
@@ -276,7 +281,10 @@ class _AnswerPart(PredictorActor):
             if found:
                 assert outputs is not None
                 own = outputs[start : start + len(found)]
-                answer = self._answer_study(found, own, len(row["unread"]), len(row["read"]))
+                try:
+                    answer = self._answer_study(found, own, len(row["unread"]), len(row["read"]))
+                except UnreadableImage as error:  # none of its cines shows what was learned
+                    row["unread"] += [(path, str(error)) for path in row["read"]]
             start += len(found)
             row.update(
                 read=json.dumps(row["read"]), unread=json.dumps(row["unread"]), answer=answer
@@ -336,5 +344,5 @@ def _flat(study_id: str, read: str, answer: str) -> dict[str, Any]:
         fields = {name: value}
         if isinstance(value, dict):
             fields = {f"{name}_{key}": field for key, field in value.items()}
-        row |= {k: json.dumps(v) if isinstance(v, list) else v for k, v in fields.items()}
+        row |= {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in fields.items()}
     return row

@@ -31,7 +31,7 @@ from cardioray.evaluation.report import (
 from cardioray.inference.actors import Loading, Precision, RuntimeName
 from cardioray.inference.scoring import score_files
 from cardioray.model_store import bundle_place
-from cardioray.predictor import Predictor
+from cardioray.studies import open_predictor
 from cardioray.targets import BinaryTarget, RegressionTarget
 from cardioray.tasks.base import Task
 
@@ -84,7 +84,7 @@ def evaluate_bundle(
         bundle = open_bundle(bundle_path, Path(scratch))
         settings = bundle.config()["train"]
         precision = settings["precision"] if precision == "auto" else precision
-        predictor = Predictor(bundle, network=False)
+        predictor = open_predictor(bundle, network=False)
         loading = Loading(bundle_path, runtime, precision)
         scored = score_files(predictor, loading, data, split, patient_from, console)
         evaluations = {}

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from cardioray.bundle import Bundle
 from cardioray.data.decoding import DecodedSample
-from cardioray.data.layouts import shown
+from cardioray.data.layouts import as_text, shown
 from cardioray.data.manifest import Manifest, check_studies, study_ids
 from cardioray.data.shards import read_index
 from cardioray.inference.actors import (
@@ -25,6 +25,7 @@ from cardioray.inference.actors import (
     run_on_actors,
 )
 from cardioray.predictor import Predictor
+from cardioray.studies import StudyOutputs, StudyPredictor
 from cardioray.tasks.base import Task, encode_labels
 from cardioray.terminal import progress_bar
 
@@ -97,6 +98,9 @@ def score_files(
         table, seen_notes = _without_seen(table)
         notes += seen_notes
     table = table.drop(columns="seen")
+    if isinstance(predictor, StudyPredictor):
+        table, study_notes = _fused(predictor, table)
+        notes += study_notes
     if unread:
         notes.append(f"{len(unread)} of {len(chosen)} files cannot be read and are not scored.")
     differences = _differences(table, own, split) if is_own else None
@@ -137,6 +141,30 @@ def _without_seen(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     if table.loc[~seen, "patient_id"].isin(patients).any():
         text += " Others of the same patients are: the figures are too good."
     return table[~seen], [text]
+
+
+def _fused(predictor: StudyPredictor, table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Predictions of studies from those of their cines, and what to say of cines left out.
+
+    Raises:
+        ValueError: when no cine takes part.
+    """
+    split = table["split"].iloc[0]
+    without = table["view"] == ""
+    if without.all():
+        raise ValueError(
+            f"None of the {len(table)} cines shows one of {', '.join(predictor.fusion.views)}."
+        )
+    fused = predictor.fused_table(table.drop(columns="split")).assign(split=split)
+    notes = []
+    if without.any():
+        cines = table.loc[without, "sample_id"].nunique()
+        lost = table["study_id"].nunique() - fused["study_id"].nunique()
+        notes.append(
+            f"{cines} of {table['sample_id'].nunique()} cines show none of the views and are left "
+            f"out, and with them {lost} studies."
+        )
+    return fused, notes
 
 
 def _own_predictions(bundle: Bundle, manifest: Manifest) -> pd.DataFrame:
@@ -192,7 +220,9 @@ def _run(
 ) -> list[dict[str, Any]]:
     """What the actors return, in the order of the rows."""
     paths, frames = manifest.paths, manifest.table["frame"]
-    files = [[int(i), paths[i], frames.iloc[i]] for i in chosen]
+    views = manifest.table.get("view")
+    said = ["" if views is None else as_text(views.iloc[i]) for i in chosen]
+    files = [[int(i), paths[i], frames.iloc[i], said[n]] for n, i in enumerate(chosen)]
     # Full batches of one-frame files, the same ones in every run.
     starts = range(0, len(files), FILES_PER_BATCH)
     chunks = [files[start : start + FILES_PER_BATCH] for start in starts]
@@ -211,18 +241,22 @@ class _ScoreFiles(PredictorActor):
 
     def __call__(self, row: Mapping[str, str]) -> dict[str, str]:
         chunk = json.loads(row["chunk"])
-        decoded = self.decode([SourceFile(path, frames) for _, path, frames in chunk])
+        decoded = self.decode([SourceFile(path, frames, view) for _, path, frames, view in chunk])
         unread: list[tuple[str, str]] = []
         samples: list[tuple[int, str]] = []
         found: list[DecodedSample] = []
-        for (position, path, _), result in zip(chunk, decoded, strict=True):
+        for (position, path, *_), result in zip(chunk, decoded, strict=True):
             if isinstance(result, str):
                 unread.append((path, result))
                 continue
             several = len(result) > 1
             samples += [(position, f"#{s.frame}" if several else "") for s in result]
             found += result
-        scores = self.predictor.infer(found).scores if found else {}
+        outputs = self.predictor.infer(found) if found else None
+        scores = outputs.scores if outputs is not None else {}
+        views: list[str] = []
+        if isinstance(self.predictor, StudyPredictor) and isinstance(outputs, StudyOutputs):
+            views = self.predictor.views_used(outputs)
         precision = "bf16" if self.predictor.bf16 else "fp32"
         scored = {
             "first": chunk[0][0],
@@ -230,6 +264,7 @@ class _ScoreFiles(PredictorActor):
             "unread": unread,
             "samples": samples,
             "seen": self.predictor.seen(found).tolist(),
+            "views": views,
             "scores": {name: values.tolist() for name, values in scores.items()},
             "computed_with": f"{self.predictor.runtime} {precision}",
         }
@@ -245,6 +280,7 @@ def _predictions_table(
     suffixes = [suffix for _, suffix in samples]
     seen = [value for result in results for value in result["seen"]]
     known = manifest.table.iloc[rows]
+    views = [view for result in results for view in result["views"]] or None
     pieces = []
     for target in task.targets:
         scores = [s for result in results for s in result["scores"].get(target.name, [])]
@@ -260,6 +296,8 @@ def _predictions_table(
                 "seen": seen,
             }
         )
+        if views is not None:
+            piece["view"] = views
         pieces.append(piece[piece["label"].notna()])
     return pd.concat(pieces, ignore_index=True)
 

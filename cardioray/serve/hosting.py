@@ -30,6 +30,7 @@ from cardioray.serve.batcher import Batcher
 from cardioray.serve.metrics import ServeMetrics
 from cardioray.serve.problems import Problem
 from cardioray.serve.settings import ServeSettings
+from cardioray.studies import open_predictor
 
 RuntimeName = Literal["auto", "openvino", "torch"]
 
@@ -287,8 +288,6 @@ def load_local(
         num_threads=settings.threads,
     )
     predictor.warm_up(range(1, settings.max_batch_size + 1))
-    blank = _blank_sample(predictor)
-    predictor.answer([blank], predictor.infer([blank]))
     name = name or predictor.bundle.name
     engine = LocalEngine(predictor, name, settings, metrics, threads)
     return Model(name, path, predictor, engine, _shielded(predictor, settings))
@@ -326,7 +325,7 @@ def _predictor(path: str, **options: Any) -> Predictor:
     """A bundle's predictor; a copy from a bucket goes with it, or after the process."""
     scratch = tempfile.mkdtemp(prefix="bundle-", dir=process_folder())
     try:
-        predictor = Predictor(open_bundle(bundle_place(path), Path(scratch)), **options)
+        predictor = open_predictor(open_bundle(bundle_place(path), Path(scratch)), **options)
     except BaseException:
         shutil.rmtree(scratch)
         raise
@@ -351,12 +350,6 @@ def describe(model: Model, default: bool) -> dict[str, Any]:
         "runtime": model.predictor.runtime,
         "default": default,
     }
-
-
-def _blank_sample(predictor: Predictor) -> DecodedSample:
-    shapes = predictor.bundle.json("preprocess.json")["columns"]
-    arrays = {name: np.zeros(shapes[name], np.uint8) for name in predictor.task.columns}
-    return DecodedSample(frame="0", arrays=arrays, picture=np.zeros((512, 512), np.uint8))
 
 
 def _by_name(models: Sequence[Model]) -> dict[str, Model]:

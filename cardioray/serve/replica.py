@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import logging
 import time
@@ -36,9 +37,10 @@ from cardioray.serve.hosting import (
 )
 from cardioray.serve.metrics import ServeMetrics
 from cardioray.serve.middleware import log_fault
-from cardioray.serve.problems import no_heat_map, overloaded, unreadable
+from cardioray.serve.problems import malformed, no_heat_map, overloaded, unreadable
 from cardioray.serve.routes import make_routes
 from cardioray.serve.settings import NamedBundle, ServeSettings
+from cardioray.studies import StudyPredictor
 
 # Frames whose answer is put together in the event loop. A frame takes 0.2 ms there, and would wait
 # for threads that decode; more of them would hold up other requests.
@@ -88,7 +90,12 @@ class Answerer:
         check_models(self.catalogue.models)
 
     async def decode(
-        self, model: Model, files: Sequence[bytes], frame: str | None, pictures: int
+        self,
+        model: Model,
+        files: Sequence[bytes],
+        frame: str | None,
+        pictures: int,
+        views: Sequence[str] = (),
     ) -> list[DecodedSample]:
         """The frames of a study.
 
@@ -100,10 +107,13 @@ class Answerer:
             files: contents of the files.
             frame: which frames of each file, or None for the model's own choice.
             pictures: of how many frames the whole picture is kept, to be drawn on.
+            views: the view that each file shows, "" where it is not known; () for none known.
 
         Raises:
-            Problem: when a file cannot be read or there are too many frames.
+            Problem: when a file cannot be read or there are too many frames, and when the views
+                are not as many as the files.
         """
+        said = _views_of(model, views, len(files))
         samples: list[DecodedSample] = []
         most = self.settings.limits.max_frames
         step = self._decoders
@@ -112,10 +122,10 @@ class Answerer:
                 *(self._decode(model, data, frame) for data in files[start : start + step]),
                 return_exceptions=True,
             )
-            for piece in pieces:
+            for piece, view in zip(pieces, said[start : start + step], strict=True):
                 if isinstance(piece, BaseException):
                     raise piece
-                samples += piece
+                samples += [dataclasses.replace(s, view=view) for s in piece] if view else piece
             if len(samples) > most:
                 raise unreadable(f"The study has more than {most} frames.")
             samples[pictures:] = [sample.without_picture() for sample in samples[pictures:]]
@@ -143,19 +153,23 @@ class Answerer:
         """The answer for the frames of one study.
 
         Raises:
-            Problem: when the replicas with the network are overloaded.
+            Problem: when no cine shows what the model has learned, or the replicas with the
+                network are overloaded.
         """
         started = time.perf_counter()
         with self._overload_told():
             outputs = await model.engine.infer(samples)
         seconds = time.perf_counter() - started
-        if len(samples) <= _AT_ONCE:
-            answer = model.predictor.answer(samples, outputs)
-        else:
-            loop = asyncio.get_running_loop()
-            answer = await loop.run_in_executor(
-                self._threads.decode, model.predictor.answer, samples, outputs
-            )
+        try:
+            if len(samples) <= _AT_ONCE:
+                answer = model.predictor.answer(samples, outputs)
+            else:
+                loop = asyncio.get_running_loop()
+                answer = await loop.run_in_executor(
+                    self._threads.decode, model.predictor.answer, samples, outputs
+                )
+        except UnreadableImage as error:  # none of the cines shows what the model has learned
+            raise unreadable(str(error)) from None
         self.metrics.study(model.name, seconds, model.predictor.task.targets, answer)
         return {**answer, "model": model.name}
 
@@ -169,7 +183,7 @@ class Answerer:
         with self._overload_told():
             try:
                 return await model.engine.overlay(sample, method)
-            except NoFeatureMap as error:
+            except (NoFeatureMap, UnreadableImage) as error:
                 raise no_heat_map(str(error)) from None
 
     @contextlib.contextmanager
@@ -229,6 +243,17 @@ class ModelReplica:
 
     def _load(self, bundle: NamedBundle) -> Model:
         return load_local(bundle.path, bundle.name, self._settings, self._metrics, self._threads)
+
+
+def _views_of(model: Model, views: Sequence[str], files: int) -> list[str]:
+    """The view of each file, "" where nobody says."""
+    if not views:
+        return [""] * files
+    if not isinstance(model.predictor, StudyPredictor):
+        raise malformed(f"Leave out ?view=: {model.name} is one network and does not ask for it.")
+    if len(views) != files:
+        raise malformed(f"{len(views)} ?view= for {files} files; give one for each, in order.")
+    return list(views)
 
 
 def _quieten() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import FastAPI, Query, Request
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 ASSETS = "/docs-assets"
 # Probes have no key, and the documentation holds no secret; a browser could not send a key for it.
 OPEN_PATHS = ("/live", "/ready", "/docs", "/openapi.json", ASSETS)
-_PARAMETERS = {"frame", "model", "overlay"}
+_PARAMETERS = {"frame", "model", "overlay", "view"}
 _FRAME = (
     "chooses among the frames of a file: all, contrast, one such as 12, or a range such as 10-20, "
     "counted from 0"
@@ -44,6 +45,12 @@ Frame = Annotated[
     Query(max_length=20, description=f"{_FRAME.capitalize()}; the model's own choice by default"),
 ]
 ModelName = Annotated[str | None, Query(description="Name of the model; the first by default")]
+Views = Annotated[
+    list[str] | None,
+    Query(
+        description="View of each file in order, empty where unknown; of models of several views"
+    ),
+]
 OverlayMethod = Annotated[
     Literal["gradcam", "gradcam++", "scorecam"] | None,
     Query(description="Heat map to add to the frames"),
@@ -94,6 +101,7 @@ def _add_answers(app: FastAPI, replica: Answerer) -> None:
         model: ModelName = None,
         frame: Frame = None,
         overlay: OverlayMethod = None,
+        view: Views = None,
     ) -> Response:
         """Answer for one study: one or several files, each with one or several frames."""
         record = record_of(request)
@@ -102,7 +110,7 @@ def _add_answers(app: FastAPI, replica: Answerer) -> None:
         chosen = replica.catalogue.get(model)
         record.model = chosen.name
         drawn = replica.settings.limits.max_overlays if overlay else 0
-        samples = await _read_study(request, replica, chosen, frame, drawn)
+        samples = await _read_study(request, replica, chosen, frame, drawn, view or ())
         answer = await replica.answer(chosen, samples)
         if overlay:
             answer["overlays"] = await _overlays(replica, chosen, samples[:drawn], overlay)
@@ -119,14 +127,19 @@ def _add_answers(app: FastAPI, replica: Answerer) -> None:
 
 
 async def _read_study(
-    request: Request, replica: Answerer, model: Model, frame: str | None, pictures: int
+    request: Request,
+    replica: Answerer,
+    model: Model,
+    frame: str | None,
+    pictures: int,
+    views: Sequence[str],
 ) -> list[DecodedSample]:
     """The frames of the request's files; a problem with them says what is accepted."""
     record, limits = record_of(request), replica.settings.limits
     try:
         files = await read_upload(request, limits)
         record.received = sum(len(file) for file in files)
-        samples = await replica.decode(model, files, frame, pictures)
+        samples = await replica.decode(model, files, frame, pictures, views)
     except Problem as problem:
         accepted = model.predictor.task.decoder.accepted
         problem.accepted = (

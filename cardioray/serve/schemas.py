@@ -10,6 +10,8 @@ from pydantic import BaseModel, Field, create_model
 
 from cardioray.predictor import Predictor
 from cardioray.serve.upload import ACCEPTED_TYPES
+from cardioray.studies import StudyPredictor
+from cardioray.targets import questions
 from cardioray.tasks.echo_ef import EchoEfTask
 from cardioray.tasks.video import VideoTask
 
@@ -32,6 +34,32 @@ class NumberAnswer(BaseModel):
     low: float
     high: float
     unit: str
+
+
+class FusedBinaryAnswer(BaseModel):
+    """The answer to a yes/no question from the cines of several views."""
+
+    prediction: int = Field(description="0 or 1", ge=0, le=1)
+    class_: str = Field(alias="class", description="Name of the predicted class")
+    probability: float = Field(description="Calibrated probability of class 1", ge=0, le=1)
+    threshold: float = Field(description="Probability from which the prediction is 1")
+    uncertain: bool = Field(description="Whether the conformal set is not the predicted class only")
+    probability_per_view: dict[str, float] = Field(
+        description="What the network of each view says by itself"
+    )
+
+
+class FusedNumberAnswer(NumberAnswer):
+    """A number from the cines of several views."""
+
+    value_per_view: dict[str, float]
+
+
+class ChoiceAnswer(BaseModel):
+    """The likeliest of several classes."""
+
+    class_: str = Field(alias="class")
+    probability: float = Field(ge=0, le=1)
 
 
 class Overlay(BaseModel):
@@ -65,6 +93,14 @@ class CineAnswer(BaseModel):
     windows: int = Field(description="Windows that the network answered for")
 
 
+class StudyCineAnswer(CineAnswer):
+    """What of a cine of a study was used."""
+
+    view: str = Field(description="The likeliest view, or the one that was said")
+    view_probability: float = Field(ge=0, le=1)
+    used: bool = Field(description="False where the cine took no part in the answer")
+
+
 class ProblemDetails(BaseModel):
     """An error by RFC 9457."""
 
@@ -78,12 +114,18 @@ class ProblemDetails(BaseModel):
 
 def answer_schema(predictor: Predictor) -> type[BaseModel]:
     """The shape of the answers of a task."""
+    fused = isinstance(predictor, StudyPredictor)
+    binary = FusedBinaryAnswer if fused else BinaryAnswer
+    number = FusedNumberAnswer if fused else NumberAnswer
     fields: dict[str, Any] = {
-        target.name: (BinaryAnswer if target.kind == "binary" else NumberAnswer, ...)
+        target.name: (binary if target.kind == "binary" else number, ...)
         for target in predictor.task.targets
     }
     if isinstance(predictor.task, VideoTask):
-        fields["cines"] = (list[CineAnswer], ...)
+        fields["cines"] = (list[StudyCineAnswer if fused else CineAnswer], ...)
+        fields |= dict.fromkeys(questions(predictor.task.targets), (ChoiceAnswer, ...))
+    if fused:
+        fields["views"] = (list[str], Field(description="Views that the answer rests on"))
     if isinstance(predictor.task, EchoEfTask):
         fields["beats"] = (list[BeatAnswer], ...)
         fields["beat_range"] = (

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cardioray import config
 from cardioray.data.decoding import DecodedSample, Decoder
-from cardioray.data.manifest import Manifest
+from cardioray.data.manifest import Manifest, study_ids
 from cardioray.data.sampling import Sampler, Whole
 from cardioray.data.splits import SplitConfig
 from cardioray.evaluation.metrics import binary_metrics, regression_metrics
@@ -123,6 +123,8 @@ class Task(ABC):
     settings: Any
     # Whether pixel_mean and pixel_std are measured before a run begins.
     measures_pixels: ClassVar[bool] = False
+    # Tasks with the same kind of shards train on each other's, where they were prepared alike.
+    shards_kind: ClassVar[str] = ""
     # Windows of samples that go through the network at a time when it only answers.
     max_batch: ClassVar[int] = 32
 
@@ -166,6 +168,10 @@ class Task(ABC):
     def takes_part(self, samples: pd.DataFrame) -> NDArray[np.bool_]:
         """Which rows of a manifest or of shards the model is for; all by default."""
         return np.ones(len(samples), np.bool_)
+
+    def studies(self, samples: pd.DataFrame) -> pd.Series[str]:
+        """What each row of a manifest or of shards is answered together with."""
+        return study_ids(samples)
 
     @property
     @abstractmethod

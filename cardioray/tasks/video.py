@@ -25,9 +25,11 @@ from cardioray.data.echo_layouts import read_echo_manifest
 from cardioray.data.manifest import Manifest
 from cardioray.data.sampling import VALID, ClipSampling
 from cardioray.data.splits import SplitConfig
+from cardioray.evaluation.metrics import binary_metrics
+from cardioray.evaluation.predictions import check_predictions, per_study
 from cardioray.models.video import VideoModel, VideoModelConfig
 from cardioray.models.video_weights import load_video_weights, video_starting_weights
-from cardioray.targets import BinaryTarget, RegressionTarget
+from cardioray.targets import BinaryTarget, RegressionTarget, questions
 from cardioray.tasks.base import Batch, LabelStatistics, Monitor, OperatingConfig, Outputs, Task
 from cardioray.tasks.clip_answers import cine_facts, clip_doubts
 
@@ -78,6 +80,7 @@ class VideoTask(Task):
 
     settings: VideoSettings
     measures_pixels: ClassVar[bool] = True
+    shards_kind: ClassVar[str] = "clips"
     max_batch: ClassVar[int] = 8
 
     @property
@@ -177,7 +180,13 @@ class VideoTask(Task):
     def loss(self, outputs: Outputs, batch: Batch, statistics: LabelStatistics) -> Tensor:
         """Cross-entropy of yes/no heads and squared errors of numbers, missing labels left out."""
         total = torch.zeros((), device=batch[CLIP].device)
+        several = questions(self.targets)
+        for name, classes in several.items():
+            weight = self.settings.loss.weights.get(name, 1.0)
+            total = total + weight * _choice_loss(outputs, batch, classes)
         for target in self.targets:
+            if isinstance(target, BinaryTarget) and target.one_of:
+                continue
             weight = self.settings.loss.weights.get(target.name, 1.0)
             labels = batch[target.name]
             known = torch.isfinite(labels)
@@ -191,6 +200,19 @@ class VideoTask(Task):
             total = total + weight * (losses * known).sum() / known.sum().clamp(min=1)
         return total
 
+    def validation_figures(self, table: pd.DataFrame) -> dict[str, float]:
+        """As of every task; the figure of a question of several classes is the mean over them."""
+        own = super().validation_figures(table)
+        headline = self.targets[0]
+        if isinstance(headline, RegressionTarget) or not headline.one_of:
+            return own
+        classes = next(t for t in questions(self.targets).values() if headline in t)
+        figures = []
+        for target in classes:
+            studies = per_study(check_predictions(table, target))
+            figures.append(binary_metrics(studies["label"], studies["score"], 0.5).auc)
+        return {**own, "val_auc": float(np.mean(figures))}
+
     def _binary_losses(
         self, logits: Tensor, labels: Tensor, target: BinaryTarget, statistics: LabelStatistics
     ) -> Tensor:
@@ -203,8 +225,16 @@ class VideoTask(Task):
     def details(
         self, samples: Sequence[DecodedSample], windows: Mapping[str, Sequence[NDArray[np.float32]]]
     ) -> dict[str, Any]:
-        """`cines`: per cine frames in the file, frames used, fps, cm a pixel and windows."""
-        return {"cines": cine_facts(self.sampler, samples)}
+        """`cines`: per cine frames in the file, frames used, fps, cm a pixel and windows.
+
+        Of a question with several classes the likeliest one and its probability, by its name.
+        """
+        chosen = {}
+        for name, classes in questions(self.targets).items():
+            means = [np.concatenate(windows[each.name]).mean() for each in classes]
+            best = int(np.argmax(means))
+            chosen[name] = {"class": classes[best].positive, "probability": float(means[best])}
+        return {**chosen, "cines": cine_facts(self.sampler, samples)}
 
     def doubts(self, samples: Sequence[DecodedSample]) -> list[str]:
         """No sector, too short, rate unknown, cut."""
@@ -213,7 +243,19 @@ class VideoTask(Task):
     def scores(self, outputs: Outputs, statistics: LabelStatistics) -> dict[str, Tensor]:
         """Probability of the positive class; numbers in their own units and bounds."""
         scored = {}
+        shares = {
+            each.name: share
+            for classes in questions(self.targets).values()
+            for each, share in zip(
+                classes,
+                torch.softmax(torch.stack([outputs[c.name] for c in classes]), dim=0),
+                strict=True,
+            )
+        }
         for target in self.targets:
+            if target.name in shares:
+                scored[target.name] = shares[target.name]
+                continue
             value = outputs[target.name]
             if isinstance(target, RegressionTarget):
                 if target.low is not None or target.high is not None:
@@ -222,3 +264,12 @@ class VideoTask(Task):
             else:
                 scored[target.name] = torch.sigmoid(value)
         return scored
+
+
+def _choice_loss(outputs: Outputs, batch: Batch, classes: Sequence[BinaryTarget]) -> Tensor:
+    """Mean cross-entropy of one question over the samples that have a label."""
+    logits = torch.stack([outputs[each.name] for each in classes], dim=1)
+    labels = torch.stack([batch[each.name] for each in classes], dim=1)
+    known = torch.isfinite(labels).all(dim=1)
+    losses = -(torch.log_softmax(logits, dim=1) * torch.where(known[:, None], labels, 0.0))
+    return losses.sum() / known.sum().clamp(min=1)

@@ -162,7 +162,7 @@ def _write_files(source: BundleSource, folder: Path) -> None:
     if written.get("model", {}).get("weights"):  # a path of this machine; metadata.json names it
         written["model"] = {**written["model"], "weights": None}
     (folder / bundles.CONFIG).write_text(yaml.safe_dump(written, sort_keys=False))
-    _write_operating_points(points, folder)
+    write_operating_points(points, folder)
     images, shapes, patients = _training_pictures(source)
     features = _features(model, images, task.max_batch)
     gate = InputGate.fit(task.pictures(images), shapes, features, patients)
@@ -204,9 +204,10 @@ def _operating_point(
     )
 
 
-def _write_operating_points(
+def write_operating_points(
     points: Mapping[str, BinaryOperatingPoint | RegressionOperatingPoint], folder: Path
 ) -> None:
+    """Write thresholds.json and calibration.json; `read_operating_points` reads them."""
     thresholds: dict[str, Any] = {}
     calibrations: dict[str, Any] = {}
     for name, point in points.items():

@@ -11,7 +11,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
-from cardioray.data.manifest import study_ids
 from cardioray.data.ranks import Rows
 from cardioray.data.shards import ShardSet
 from cardioray.tasks.base import LabelStatistics, Task
@@ -70,7 +69,7 @@ def predictions_table(
             {
                 "sample_id": ids["sample_id"].to_numpy(),
                 "patient_id": ids["patient_id"].to_numpy(),
-                "study_id": study_ids(ids).to_numpy(),
+                "study_id": task.studies(ids).to_numpy(),
                 "source": ids["source"].to_numpy(),
                 "split": split,
                 "head": target.name,

@@ -24,7 +24,7 @@ from cardioray.data.ranks import RankedRows, Rows
 from cardioray.data.reading import pixel_statistics, read_rows
 from cardioray.data.shards import ShardSet
 from cardioray.targets import BinaryTarget, RegressionTarget
-from cardioray.tasks.base import Task, encode_labels
+from cardioray.tasks.base import TASKS, Task, encode_labels
 from cardioray.training.controller import EndOnValueError, TorchGroup, run_plan
 from cardioray.training.outcome import CONFIG, WEIGHTS_CACHE, Outcome, read_outcome
 from cardioray.training.plan import SCORED_SPLITS, TrainPlan
@@ -175,7 +175,7 @@ def check_data(
     """
     require_fitting(run.task, shards)
     labels = encode_labels(run.task, shards.samples)
-    check_studies(shards.samples, labels)
+    check_studies(shards.samples, labels, run.task.studies(shards.samples))
     rows = shards.samples["row"].to_numpy(np.int64)
     known = np.any([np.isfinite(values) for values in labels.values()], axis=0)
     known &= run.task.takes_part(shards.samples)
@@ -203,7 +203,7 @@ def require_fitting(task: Task, shards: ShardSet) -> None:
         ValueError: names what differs.
     """
     index = shards.index
-    if index.task != task.name:
+    if index.task != task.name and not _alike(index.task, task):
         raise ValueError(f"{shards.path} holds shards of task {index.task!r}, not {task.name!r}.")
     asked = _flat(config.to_dict(task.decoder))
     made = _flat(index.decode_settings)
@@ -215,6 +215,12 @@ def require_fitting(task: Task, shards: ShardSet) -> None:
             f"{shards.path} was prepared with {', '.join(shown)}. Train with {wanted}, or prepare "
             "the data again."
         )
+
+
+def _alike(made_for: str, task: Task) -> bool:
+    """Whether a task may train on another one's shards."""
+    other = TASKS.get(made_for).shards_kind if made_for in TASKS else ""
+    return task.shards_kind != "" and task.shards_kind == other
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -27,6 +27,21 @@ log = logging.getLogger(__name__)
 
 BUNDLE = "bundle"
 CROSS_FIT = "cross_fit"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run and its bundle.
+
+    Attributes:
+        bundle: the model.
+        predictions: the predictions table of the run.
+        calibration: the predictions that threshold and calibration were fitted on.
+    """
+
+    bundle: Bundle
+    predictions: pd.DataFrame
+    calibration: pd.DataFrame
 
 
 def train_bundle(
@@ -56,6 +71,19 @@ def train_bundle(
         ValueError: for settings that cannot work with this data or cluster.
     """
     cluster.connect()
+    with shown_progress(shown) as board:
+        return train_run(run, shards, out, name=name, board=board).bundle
+
+
+def train_run(
+    run: RunConfig,
+    shards: ShardSet,
+    out: str,
+    *,
+    name: str | None,
+    board: ActorHandle[Any] | None,
+) -> Trained:
+    """As `train_bundle`, for a caller that shows several runs on one board."""
     out = storage.absolute(out)
     labels = encode_labels(run.task, shards.samples)[run.task.targets[0].name]
     division = assign_splits(shards.samples, labels, run.task.split)
@@ -67,16 +95,20 @@ def train_bundle(
     require_patients(run.task, shards.samples, split, fitted_on)
     name = name or run_name(run, shards, split)
     place = storage.join(out, name, BUNDLE)
+    outcome = train(run, shards, split, out, name=name, progress=board)
     crossed = None
-    with shown_progress(shown) as board:
-        outcome = train(run, shards, split, out, name=name, progress=board)
-        if storage.exists(storage.join(place, SUMS)):
-            return open_bundle(place)
-        if folds is not None:
-            crossed = _out_of_fold(run, shards, folds, storage.join(out, name, CROSS_FIT), board)
-    return bundle_of_run(
+    if folds is not None:
+        crossed = _out_of_fold(run, shards, folds, storage.join(out, name, CROSS_FIT), board)
+    predictions = outcome.predictions()
+    calibration = crossed
+    if calibration is None:
+        calibration = predictions[predictions["split"] == fitted_on]
+    if storage.exists(storage.join(place, SUMS)):
+        return Trained(open_bundle(place), predictions, calibration)
+    bundle = bundle_of_run(
         run, shards, split, outcome, place, name=name, calibration_predictions=crossed
     )
+    return Trained(bundle, predictions, calibration)
 
 
 def require_patients(
