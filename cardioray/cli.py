@@ -421,12 +421,20 @@ def predict(
         typer.Option(help="Regular expression over file names: files with one group are a study."),
     ] = None,
     shared_storage: Shared = False,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="Predictions of videos in the columns of another project, `echonet` or "
+            "`cardiac_mri`, instead of answers."
+        ),
+    ] = None,
     runtime: RuntimeName = "auto",
     precision: Precision = "auto",
 ) -> None:
     """Answer for many files with Ray Data; the same command resumes.
 
-    Example: `cardioray predict runs/ffr/bundles/densenet121 frames/ --out answers.parquet`
+    Examples: `cardioray predict runs/ffr/bundles/densenet121 frames/ --out answers.parquet`,
+    `cardioray predict runs/ef/bundle Videos/ --out test_predictions.csv --columns echonet`
     """
     from cardioray.inference.batch import predict_files
 
@@ -439,6 +447,7 @@ def predict(
         console=console,
         runtime=runtime,
         precision=precision,
+        columns=columns,
     )
     console.print(f"{len(table)} rows in {out}")
 

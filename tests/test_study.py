@@ -254,6 +254,33 @@ def test_a_table_of_cines_becomes_a_table_of_studies(
     assert "None of the 1 cines" in unread["reason"].iloc[0]
 
 
+def test_predictions_in_the_columns_of_other_projects(
+    ray_local: None, bundle: Bundle, predictor: StudyPredictor, echoes: Path, tmp_path: Path
+) -> None:
+    member = str(bundle.path / MEMBERS / "A4C")
+    names = ["P01_A4C.avi", "P02_A4C.avi"]
+    files = [str(echoes / name) for name in names]
+    options = {"precision": "fp32", "console": Console(quiet=True)}
+    out = tmp_path / "cmr.csv"
+    predict_files(member, files, str(out), columns="cardiac_mri", **options)
+    table = pd.read_csv(out)
+    assert table.columns.tolist() == ["filename", "split", "frames", "preds"]
+    assert table["filename"].tolist() == names
+    assert (table["frames"] == FRAMES).all()
+    own = predictor.members["A4C"]
+    outputs = [own.infer(own.decode(Path(file).read_bytes())) for file in files]
+    scores = [float(each.scores["wma"][0]) for each in outputs]
+    assert table["preds"].tolist() == pytest.approx(scores, abs=1e-5)
+    out = tmp_path / "echonet.csv"
+    predict_files(member, files, str(out), columns="echonet", **options)
+    lines = [line.split(",") for line in out.read_text().splitlines()]
+    assert [line[:2] for line in lines] == [[n, str(i)] for n in names for i in range(2)]
+    windows = np.concatenate([np.concatenate(each.windows["wma"]) for each in outputs])
+    assert [float(line[2]) for line in lines] == pytest.approx(windows, abs=1e-4)
+    with pytest.raises(ValueError, match="Unknown columns 'theirs'"):
+        predict_files(member, files, str(out), columns="theirs", **options)
+
+
 @pytest.fixture(scope="module")
 def url(ray_local: None, bundle: Bundle) -> Iterator[str]:
     settings = ["precision=fp32", "scaling.max_replicas=1"]

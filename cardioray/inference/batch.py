@@ -37,6 +37,7 @@ from cardioray.inference.actors import (
     SourceFile,
     run_on_actors,
 )
+from cardioray.inference.columns import as_csv, require_videos, video_rows
 from cardioray.model_store import bundle_place
 from cardioray.predictor import ModelOutputs
 from cardioray.studies import open_predictor
@@ -95,6 +96,7 @@ def predict_files(
     console: Console | None = None,
     runtime: RuntimeName = "auto",
     precision: Precision = "auto",
+    columns: str | None = None,
 ) -> pd.DataFrame:
     """Answer for every study of some files as `Predictor.predict` would, and write a table.
 
@@ -112,6 +114,8 @@ def predict_files(
         console: where progress is shown.
         runtime: as in `Predictor`.
         precision: as in `Predictor`.
+        columns: a name of `COLUMNS`: the table then holds the headline's uncalibrated predictions
+            of each video in the columns of another project, instead of answers.
 
     Returns:
         One row a study that could be answered, by study_id: `study_id`, `sources`, the fields of
@@ -131,11 +135,14 @@ def predict_files(
     with tempfile.TemporaryDirectory(prefix="cardioray-predict-") as scratch:
         predictor = open_predictor(open_bundle(bundle, Path(scratch)), network=False)
         targets, identity = predictor.task.targets, predictor.bundle.identity
+        if columns is not None:
+            require_videos(predictor.task, columns)
     studies = find_studies(inputs, study_from, targets, out)
-    settings = [cardioray.__version__, identity, runtime, precision]
+    settings = [cardioray.__version__, identity, runtime, precision, columns or ""]
     parts = _plan(studies, settings, f"{out}.parts")
-    _run(parts, Loading(bundle, runtime, precision), f"{out}.parts", console or Console())
-    return _collect(parts, out)
+    loading = Loading(bundle, runtime, precision)
+    _run(parts, loading, f"{out}.parts", console or Console(), columns)
+    return _collect(parts, out, columns)
 
 
 def find_studies(
@@ -234,7 +241,9 @@ def _plan(studies: Sequence[Study], settings: list[str], folder: str) -> list[_P
     return parts
 
 
-def _run(parts: Sequence[_Part], loading: Loading, folder: str, console: Console) -> None:
+def _run(
+    parts: Sequence[_Part], loading: Loading, folder: str, console: Console, columns: str | None
+) -> None:
     present = set(storage.list_files(folder)) if storage.exists(folder) else set()
     pending = [part for part in parts if part.path not in present]
     total = sum(part.num_files for part in parts)
@@ -243,13 +252,17 @@ def _run(parts: Sequence[_Part], loading: Loading, folder: str, console: Console
         advance(done, total)
         if pending:
             chunks = [part.to_json() for part in pending]
-            for finished in run_on_actors(_AnswerPart, loading, chunks):
+            for finished in run_on_actors(_AnswerPart, loading, chunks, columns):
                 done += int(finished)
                 advance(done, total)
 
 
 class _AnswerPart(PredictorActor):
     """Answers for the studies of a part and writes its file, whole or not at all."""
+
+    def __init__(self, loading: Loading, threads: int, columns: str | None) -> None:
+        super().__init__(loading, threads)
+        self._columns = columns
 
     def __call__(self, row: Mapping[str, str]) -> dict[str, str]:
         part = _Part.from_json(row["chunk"])
@@ -282,7 +295,7 @@ class _AnswerPart(PredictorActor):
                 assert outputs is not None
                 own = outputs[start : start + len(found)]
                 try:
-                    answer = self._answer_study(found, own, len(row["unread"]), len(row["read"]))
+                    answer = self._answer_study(found, own, row)
                 except UnreadableImage as error:  # none of its cines shows what was learned
                     row["unread"] += [(path, str(error)) for path in row["read"]]
             start += len(found)
@@ -292,12 +305,16 @@ class _AnswerPart(PredictorActor):
         return rows
 
     def _answer_study(
-        self, samples: Sequence[DecodedSample], outputs: ModelOutputs, unread: int, read: int
+        self, samples: Sequence[DecodedSample], outputs: ModelOutputs, row: Mapping[str, Any]
     ) -> str:
+        if self._columns is not None:
+            names = [PurePosixPath(path).name for path in row["read"]]
+            target = self.predictor.task.targets[0].name
+            return json.dumps(video_rows(self._columns, names, samples, outputs, target))
         answer = self.predictor.answer(samples, outputs)
-        if unread:
+        if unread := len(row["unread"]):
             answer["warnings"].append(
-                f"{unread} of {read + unread} files of the study could not be read."
+                f"{unread} of {len(row['read']) + unread} files of the study could not be read."
             )
         return json.dumps(answer)
 
@@ -314,13 +331,16 @@ def _windows(studies: Sequence[Study]) -> Iterator[list[Study]]:
         yield window
 
 
-def _collect(parts: Sequence[_Part], out: str) -> pd.DataFrame:
+def _collect(parts: Sequence[_Part], out: str, columns: str | None) -> pd.DataFrame:
     """The table of all parts; written with the quarantine unless that was done before."""
     pieces = [pd.read_parquet(io.BytesIO(storage.read_bytes(part.path))) for part in parts]
     raw = pd.concat(pieces, ignore_index=True)
     answered = raw[raw["answer"].notna()]
     rows = zip(answered["study_id"], answered["read"], answered["answer"], strict=True)
-    table = pd.DataFrame([_flat(*row) for row in rows])
+    if columns is None:
+        table = pd.DataFrame([_flat(*row) for row in rows])
+    else:
+        table = pd.DataFrame([row for _, _, text in rows for row in json.loads(text)])
     unread = [tuple(pair) for text in raw["unread"] for pair in json.loads(text)]
     record = storage.join(f"{out}.parts", RECORD)
     done = config.digest([part.path for part in parts]).encode()
@@ -330,7 +350,8 @@ def _collect(parts: Sequence[_Part], out: str) -> pd.DataFrame:
             reasons = shown([f"{source}: {reason}" for source, reason in unread])
             raise ValueError(f"None of the {len(unread)} files can be read: {reasons}")
         if out.endswith(".csv"):
-            storage.write_bytes(out, table.to_csv(index=False).encode())
+            text = table.to_csv(index=False).encode() if columns is None else as_csv(columns, table)
+            storage.write_bytes(out, text)
         else:
             write_table(out, table)
         storage.write_bytes(record, done)
