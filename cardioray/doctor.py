@@ -6,6 +6,7 @@ problem when the main job (prepare, train, compare and serve on a CPU) could not
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -387,11 +388,17 @@ def modules_of(requirements: Iterable[Requirement]) -> list[str]:
     wanted = {canonicalize_name(requirement.name) for requirement in requirements}
     return sorted(
         module
-        for module, distributions in importlib.metadata.packages_distributions().items()
+        for module, distributions in _packages(tuple(sys.path)).items()
         if module.isidentifier()
         and not module.startswith("_")
         and wanted & {canonicalize_name(name) for name in distributions}
     )
+
+
+@functools.cache
+def _packages(path: tuple[str, ...]) -> Mapping[str, list[str]]:
+    """Distributions of every top-level package on `sys.path`; looking takes a second or two."""
+    return importlib.metadata.packages_distributions()
 
 
 def core_requirements() -> list[Requirement]:

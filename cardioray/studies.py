@@ -147,8 +147,8 @@ class StudyPredictor(Predictor):
         windows = {name: [nothing] * len(samples) for name in names}
         features = np.zeros((len(samples), 0), np.float32)
         for view, member in self.members.items():
-            chosen = np.flatnonzero(used & (views == view))
-            if not len(chosen):
+            chosen = np.flatnonzero(used & (views == view)).tolist()
+            if not chosen:
                 continue
             own = member.infer([samples[i] for i in chosen])
             if not features.shape[1]:
@@ -294,7 +294,8 @@ class StudyPredictor(Predictor):
 
     def seen(self, samples: Sequence[DecodedSample]) -> NDArray[np.bool_]:
         """Whether the very same cines took part in making any of the networks; shape (N,)."""
-        return np.any([member.seen(samples) for member in self.members.values()], axis=0)
+        seen = [member.seen(samples) for member in self.members.values()]
+        return np.asarray(np.any(seen, axis=0))
 
     def _spelled(self, view: str) -> str:
         """A view as the networks spell it; one that they do not know as it was said."""
@@ -330,8 +331,8 @@ class StudyPredictor(Predictor):
         probabilities = np.ones(len(samples), np.float32)
         for number, view in enumerate(views):
             views[number] = self._spelled(view)
-        untold = np.flatnonzero(views == "")
-        if not len(untold):
+        untold = np.flatnonzero(views == "").tolist()
+        if not untold:
             return views, probabilities
         if self.sorter is None:
             raise UnreadableImage(

@@ -130,6 +130,16 @@ def test_folds_are_by_patient_cover_all_rows_and_ignore_their_order() -> None:
     assert again == set(held_out_of)
 
 
+@pytest.mark.parametrize("single", [0, 1])
+def test_patients_with_rows_of_both_classes_are_cut_into_folds(single: int) -> None:
+    names = np.repeat([f"p{number}" for number in range(10)], 2)
+    labels = np.tile([0.0, 1.0], 10)
+    labels[: 2 * single] = 0
+    held = [held_out for _, held_out in patient_folds(labels, names)]
+    assert sorted(np.concatenate(held)) == list(range(20))
+    assert len(held) == 5
+
+
 def test_cross_fitting_uses_other_patients_only() -> None:
     labels, scores = overconfident(40, seed=8)
     patients = [f"p{i // 2}" for i in range(40)]

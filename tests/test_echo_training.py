@@ -24,6 +24,7 @@ from cardioray.training.single import train_bundle
 COUNT, SIZE = 30, 32
 TINY = (
     f"preprocess.image_size={SIZE}",
+    "split.cross_fit_folds=0",
     "sampling.frames=6",
     "sampling.stride=2",
     "sampling.step=4",

@@ -167,10 +167,11 @@ def patient_folds(
     from sklearn.model_selection import StratifiedKFold  # answers need no sklearn
 
     patients, owner = np.unique(np.asarray(patient_ids, dtype=str), return_inverse=True)
-    positive = np.zeros(len(patients), dtype=bool)
+    positive, negative = np.zeros((2, len(patients)), dtype=bool)
     if labels is not None:
         np.logical_or.at(positive, owner, np.asarray(labels) == 1)
-    counts = [int(positive.sum()), int((~positive).sum())]
+        np.logical_or.at(negative, owner, np.asarray(labels) == 0)
+    counts = [int(positive.sum()), int(negative.sum())]
     if labels is not None and min(counts) < 2:
         raise ValueError(
             f"Cross-fitting by patient needs at least 2 patients of each class, there are "
@@ -178,7 +179,11 @@ def patient_folds(
         )
     if labels is None and len(patients) < 2:
         raise ValueError("Cross-fitting by patient needs at least 2 patients, there is one.")
-    smallest = len(patients) if labels is None else min(counts)
+    alike = int((~positive).sum())
+    if alike < 2:  # nearly every patient has rows of both classes
+        positive[:] = False
+        alike = len(patients)
+    smallest = len(patients) if labels is None else min(alike, counts[0])
     cut = StratifiedKFold(min(num_folds, smallest), shuffle=True, random_state=seed)
     for _, held_out in cut.split(patients, positive):
         inside = np.isin(owner, held_out)

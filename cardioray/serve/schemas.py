@@ -117,12 +117,13 @@ def answer_schema(predictor: Predictor) -> type[BaseModel]:
     fused = isinstance(predictor, StudyPredictor)
     binary = FusedBinaryAnswer if fused else BinaryAnswer
     number = FusedNumberAnswer if fused else NumberAnswer
+    cine: type[BaseModel] = StudyCineAnswer if fused else CineAnswer
     fields: dict[str, Any] = {
         target.name: (binary if target.kind == "binary" else number, ...)
         for target in predictor.task.targets
     }
     if isinstance(predictor.task, VideoTask):
-        fields["cines"] = (list[StudyCineAnswer if fused else CineAnswer], ...)
+        fields["cines"] = (list[cine], ...)  # type: ignore[valid-type]
         fields |= dict.fromkeys(questions(predictor.task.targets), (ChoiceAnswer, ...))
     if fused:
         fields["views"] = (list[str], Field(description="Views that the answer rests on"))

@@ -15,7 +15,7 @@ from cardioray import storage
 from cardioray.bundle import SUMS, Bundle, open_bundle
 from cardioray.data import cluster
 from cardioray.data.shards import ShardSet
-from cardioray.data.splits import assign_splits, folds_within
+from cardioray.data.splits import Splits, assign_splits, folds_within
 from cardioray.tasks.base import Task, encode_labels
 from cardioray.training.export import BundleSource, write_bundle
 from cardioray.training.outcome import WEIGHTS_CACHE, Outcome
@@ -82,11 +82,20 @@ def train_run(
     *,
     name: str | None,
     board: ActorHandle[Any] | None,
+    division: Splits | None = None,
 ) -> Trained:
-    """As `train_bundle`, for a caller that shows several runs on one board."""
+    """As `train_bundle`, for a caller of several runs.
+
+    Args:
+        run: settings.
+        shards: prepared data.
+        out: folder or prefix that holds runs.
+        name: the run's folder.
+        board: where all of them are shown, or None.
+        division: of the patients; by default that of the run's own headline.
+    """
     out = storage.absolute(out)
-    labels = encode_labels(run.task, shards.samples)[run.task.targets[0].name]
-    division = assign_splits(shards.samples, labels, run.task.split)
+    division = division or divide(run, shards)
     split, folds = division.split, None
     if division.calibration == "cross-fitted":
         folds = _cross_fit_folds(run, shards, split)
@@ -109,6 +118,12 @@ def train_run(
         run, shards, split, outcome, place, name=name, calibration_predictions=crossed
     )
     return Trained(bundle, predictions, calibration)
+
+
+def divide(run: RunConfig, shards: ShardSet) -> Splits:
+    """The division of the patients, stratified by the headline."""
+    labels = encode_labels(run.task, shards.samples)[run.task.targets[0].name]
+    return assign_splits(shards.samples, labels, run.task.split)
 
 
 def require_patients(
@@ -138,8 +153,11 @@ def require_patients(
         if fitted_on is None or free or target.kind != "binary":
             continue
         chosen = known[(split == fitted_on) & known.notna()]
-        positive = chosen.groupby(samples["patient_id"]).max() > 0
-        counts = (int((~positive).sum()), int(positive.sum()))
+        patients = samples["patient_id"].loc[chosen.index]
+        # A patient counts for every class that one of their studies is of.
+        studies = chosen.groupby([patients, task.studies(samples).loc[chosen.index]]).max() > 0
+        of_class = [studies[studies == bool(code)].index.get_level_values(0) for code in (0, 1)]
+        counts = (of_class[0].nunique(), of_class[1].nunique())
         if min(counts) < 2:
             shown = " and ".join(
                 f"{n} of {name!r}" for n, name in zip(counts, target.classes, strict=True)

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 import numpy as np
@@ -49,7 +49,7 @@ from cardioray.training.export import write_operating_points
 from cardioray.training.outcome import PREDICTIONS
 from cardioray.training.progress import Shown, shown_progress
 from cardioray.training.settings import RunConfig
-from cardioray.training.single import BUNDLE, Trained, train_run
+from cardioray.training.single import BUNDLE, Trained, divide, train_run
 
 # Share of calibration cines of the known views that the quality gate may turn away.
 TURNED_AWAY = 0.05
@@ -130,12 +130,17 @@ def train_study(
     if storage.exists(storage.join(place, bundles.SUMS)):
         return bundles.open_bundle(place)
     folder = storage.join(out, name)
+    division = divide(run, shards)
     with shown_progress(shown) as board:
         trained = {
-            view: train_run(_for_view(run, view), shards, folder, name=view, board=board)
+            view: train_run(
+                _for_view(run, view), shards, folder, name=view, board=board, division=division
+            )
             for view in chosen
         }
-        sorter = train_run(_sorter_run(run, known), shards, folder, name=SORTER, board=board)
+        sorter = train_run(
+            _sorter_run(run, known), shards, folder, name=SORTER, board=board, division=division
+        )
     fused = {target.name: _fuse(run, target, trained) for target in run.task.targets}
     return _write(run, shards, chosen, trained, sorter, fused, place, name)
 
@@ -188,7 +193,7 @@ def _fuse(
     """Fit the weights of the views on calibration studies, and score the test studies."""
     views = tuple(trained)
     seed, operating = run.train.seed, run.task.operating
-    kind = "logistic" if target.kind == "binary" else "linear"
+    kind: Literal["logistic", "linear"] = "logistic" if target.kind == "binary" else "linear"
     fitted, fitted_scores = _by_study(
         {view: own.calibration.assign(split="calibration") for view, own in trained.items()}, target
     )
