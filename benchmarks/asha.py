@@ -96,7 +96,7 @@ def _first_fold(
     settings: AshaSettings, run_config: RunConfig, shards: ShardSet, out: str, *, enabled: bool
 ) -> list[TrialResult]:
     comparing = CompareConfig(
-        backbones=select_backbones(settings.backbones),
+        backbones=select_backbones(settings.backbones, run_config.task),
         folds=2,
         asha=AshaConfig(
             enabled=enabled,

@@ -303,6 +303,14 @@ def compare(
     task: TaskName,
     data: Annotated[str, typer.Option(help="Data set, or shards made from it.")],
     backbones: Annotated[str, typer.Option(help="`all`, names, or wildcards.")] = "all",
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=[VALUE,...]",
+            help="Settings to go through with each backbone, as in --grid "
+            "sampling.frames=[16,32], or a named grid: echonet_input, echonet_size.",
+        ),
+    ] = None,
     folds: Annotated[int, typer.Option(min=2, help="Folds by patient.")] = 3,
     out: Annotated[str, typer.Option(help="Folder or prefix of the comparison.")] = "runs/compare",
     refits: Annotated[int, typer.Option(min=1, help="How many of the best become bundles.")] = 1,
@@ -335,12 +343,14 @@ def compare(
         AshaConfig,
         CompareConfig,
         SearchConfig,
+        read_grid,
         select_backbones,
     )
 
     run = _run_config(task, config_file, settings, shared_storage)
     compared = CompareConfig(
-        backbones=select_backbones(backbones),
+        backbones=select_backbones(backbones, run.task),
+        grid=read_grid(grid or ()),
         folds=folds,
         asha=AshaConfig(enabled=asha, grace_epochs=grace_epochs, reduction_factor=reduction_factor),
         search=parse(SearchConfig, {"num_samples": search}, search_ranges or ()),

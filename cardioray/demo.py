@@ -103,7 +103,7 @@ def run_demo(out: str, settings: DemoConfig, console: Console) -> dict[str, Any]
         run,
         shards,
         CompareConfig(
-            backbones=select_backbones(settings.backbones),
+            backbones=select_backbones(settings.backbones, run.task),
             folds=settings.folds,
             asha=AshaConfig(
                 grace_epochs=settings.grace_epochs,

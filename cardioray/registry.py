@@ -61,6 +61,16 @@ class Registry(Generic[InfoT]):
         """Registered names that match a shell wildcard, in order of registration."""
         return [name for name in self._records if fnmatch.fnmatch(name, pattern)]
 
+    def matching(self, pattern: str) -> list[str]:
+        """As `names`, for a user who wants at least one.
+
+        Raises:
+            ValueError: when nothing matches; the text lists the known names.
+        """
+        if not (found := self.names(pattern)):
+            raise unknown_name(self.kind, pattern, self._records)
+        return found
+
     def __contains__(self, name: object) -> bool:
         return name in self._records
 

@@ -17,7 +17,7 @@ from cardioray.model_store import ranked_bundles
 from cardioray.training.settings import RunConfig
 from cardioray.tuning.compare import Comparison, compare, fit_cluster
 from cardioray.tuning.division import divide
-from cardioray.tuning.settings import AshaConfig, CompareConfig, SearchConfig, select_backbones
+from cardioray.tuning.settings import AshaConfig, CompareConfig, SearchConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -177,11 +177,3 @@ def test_trials_leave_room_for_ray_data(shards: ShardSet) -> None:
     assert concurrent * float(fitted.scale.cpus_per_worker) <= 0.9 * total
     with pytest.raises(ValueError, match="does not fit this cluster"):
         fit_cluster(run_of("scale.cpus_per_worker=64"), CompareConfig(backbones=BACKBONES))
-
-
-def test_backbones_are_chosen_by_name_wildcard_and_all() -> None:
-    assert len(select_backbones("all")) == 10
-    assert select_backbones("densenet*") == ("densenet121", "densenet169", "densenet201")
-    assert select_backbones("VGG-16,resnet18") == ("vgg16", "resnet18")
-    with pytest.raises(ValueError, match="densenet169"):
-        select_backbones("densnet169")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +18,18 @@ from safetensors.torch import save_file
 
 from cardioray.data.shards import ShardIndex, ShardSet
 from cardioray.tasks.base import Monitor
+from cardioray.training.run import _some_patients
 from cardioray.training.settings import RunConfig
 from cardioray.tuning.compare import compare, trials_digest
 from cardioray.tuning.division import divide
-from cardioray.tuning.settings import AshaConfig, CompareConfig, SearchConfig
+from cardioray.tuning.settings import (
+    GRIDS,
+    AshaConfig,
+    CompareConfig,
+    SearchConfig,
+    read_grid,
+    select_backbones,
+)
 from cardioray.tuning.trial import TrialContext, search_overrides
 from cardioray.tuning.trials import (
     TrialResult,
@@ -201,16 +211,95 @@ def test_what_changes_trials_is_another_comparison(
 
 def test_searched_settings_are_settings_of_a_run() -> None:
     search = SearchConfig(rotation_degrees=(5, 6), contrast=(0.2, 0.3), hidden=((64, 32),))
-    drawn = {
-        name: domain.sample() for name, domain in _space(search, ["test_resnet"], 1e-3).items()
-    }
-    run = context_of(run_of(), Path("out")).trial(drawn["backbone"], search_overrides(drawn))
+    context = context_of(run_of(), Path("out"))
+    space = _space(search, context, ["test_resnet"], 1e-3)
+    drawn = {name: domain.sample() for name, domain in space.items()}
+    run = context.trial(drawn["backbone"], search_overrides(drawn))
     settings = run.task.settings
     assert 5 <= settings.augment.rotation_degrees <= 6
     assert 0.2 <= settings.augment.contrast <= 0.3
     assert settings.model.head.hidden == (64, 32)
     assert 0 <= settings.model.head.dropout <= 0.5
     assert 1.25e-4 <= (run.train.learning_rate or 0) <= 4e-3
+
+
+def test_a_search_draws_what_the_task_has() -> None:
+    context = context_of(RunConfig.build("echo-ef"), Path("out"))
+    space = _space(SearchConfig(), context, ["r2plus1d_10"], 1e-3)
+    assert set(space) == {"backbone", "train.learning_rate", "model.dropout"}
+    drawn = {name: domain.sample() for name, domain in space.items()}
+    run = context.trial("r2plus1d_10", search_overrides(drawn))
+    assert run.task.settings.model.dropout == pytest.approx(drawn["model.dropout"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("task", "patterns", "names"),
+    [
+        ("ffr", "densenet*", ("densenet121", "densenet169", "densenet201")),
+        ("ffr", "VGG-16,resnet18", ("vgg16", "resnet18")),
+        ("echo-ef", "r2plus1d*", ("r2plus1d_18", "r2plus1d_10")),
+        ("echo-cmr", "mc3_18, all", ("mc3_18", "r2plus1d_18", "r3d_18", "r2plus1d_10")),
+    ],
+)
+def test_backbones_are_chosen_by_name_wildcard_and_all(
+    task: str, patterns: str, names: tuple[str, ...]
+) -> None:
+    chosen = RunConfig.build(task).task
+    assert select_backbones(patterns, chosen) == names
+    known = {"ffr": "densenet169"}.get(task, "r3d_18")
+    with pytest.raises(ValueError, match=known):
+        select_backbones("densnet169", chosen)
+
+
+def test_all_are_the_ten() -> None:
+    assert len(select_backbones("all", RunConfig.build("ffr").task)) == 10
+
+
+def test_a_grid_goes_through_all_combinations_with_every_backbone(tmp_path: Path) -> None:
+    grid = read_grid(["sampling.frames=[8, 16]", "sampling.stride=[1,2,4]"])
+    settings = CompareConfig(backbones=("r2plus1d_10", "r3d_18"), grid=grid)
+    assert len(settings.candidates) == 12
+    context = replace(
+        context_of(RunConfig.build("echo-ef"), tmp_path), candidates=settings.candidates
+    )
+    run = context.trial("r3d_18-frames8-stride4", ["train.seed=3"])
+    assert run.task.settings.model.backbone == "r3d_18"
+    assert (run.task.sampler.frames, run.task.sampler.stride) == (8, 4)
+    assert run.train.seed == 3
+
+
+@pytest.mark.parametrize("name", list(GRIDS))
+def test_named_grids_are_settings_of_a_run(name: str, tmp_path: Path) -> None:
+    settings = CompareConfig(backbones=("r2plus1d_18",), grid=read_grid([name]))
+    context = replace(
+        context_of(RunConfig.build("echo-ef"), tmp_path), candidates=settings.candidates
+    )
+    written = [str(context.trial(each, ()).to_dict()) for each in settings.candidates]
+    assert len(set(written)) == len(written) == math.prod(len(v) for v in GRIDS.get(name).values())
+
+
+@pytest.mark.parametrize(
+    ("texts", "reason"),
+    [
+        (["echonet"], "Unknown grid 'echonet'"),
+        (["sampling.frames=8"], "values are written as"),
+        (["model.backbone=[a/b]"], "without blanks"),
+    ],
+)
+def test_what_is_no_grid_is_refused(texts: list[str], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        CompareConfig(backbones=("r3d_18",), grid=read_grid(texts))
+
+
+def test_fewer_patients_are_a_part_of_more() -> None:
+    samples = samples_of(40).samples
+    training = np.arange(40) < 30
+    drawn = [
+        _some_patients(replace(run_of().train, max_patients=number), samples, training)
+        for number in (8, 16, 99)
+    ]
+    assert [rows.sum() for rows in drawn] == [8, 16, 30]
+    assert all((few <= many).all() for few, many in itertools.pairwise(drawn))
 
 
 def test_stopping_needs_a_checkpoint_of_every_epoch(tmp_path: Path) -> None:

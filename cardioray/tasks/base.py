@@ -125,6 +125,8 @@ class Task(ABC):
     measures_pixels: ClassVar[bool] = False
     # Tasks with the same kind of shards train on each other's, where they were prepared alike.
     shards_kind: ClassVar[str] = ""
+    # Settings that a search may draw beside the learning rate, by the name of what is drawn.
+    searched: ClassVar[Mapping[str, str]] = {}
     # Windows of samples that go through the network at a time when it only answers.
     max_batch: ClassVar[int] = 32
 
@@ -206,6 +208,14 @@ class Task(ABC):
 
     def initialise(self, model: nn.Module, statistics: LabelStatistics) -> None:  # noqa: B027
         """Give a new network what is known before it has learned anything; nothing by default."""
+
+    @abstractmethod
+    def backbones(self, pattern: str) -> list[str]:
+        """Names of the networks that a name or wildcard stands for.
+
+        Raises:
+            ValueError: when there is none; lists the known ones.
+        """
 
     @abstractmethod
     def build_model(self) -> nn.Module:

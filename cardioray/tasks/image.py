@@ -7,6 +7,7 @@ defaults of its field.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -20,7 +21,7 @@ from cardioray.data.decoding import ImageDecoder
 from cardioray.data.image import FrameSelection, ImagePreprocess
 from cardioray.data.manifest import Manifest, read_manifest
 from cardioray.data.splits import SplitConfig
-from cardioray.models.backbones import backbone_info, require_picture_size
+from cardioray.models.backbones import BACKBONES, backbone_info, require_picture_size
 from cardioray.models.classifier import ImageClassifier, ImageModelConfig
 from cardioray.models.weights import load_backbone, read_weights, starting_weights
 from cardioray.targets import BinaryTarget, RegressionTarget
@@ -93,6 +94,12 @@ class ImageTask(Task):
     title: ClassVar[str] = "Binary question about a picture"
     intended_use: ClassVar[str] = "Research on labelled pictures. Not for clinical use."
     settings_type: ClassVar[type] = ImageSettings
+    searched: ClassVar[Mapping[str, str]] = {
+        "dropout": "model.head.dropout",
+        "hidden": "model.head.hidden",
+        "rotation_degrees": "augment.rotation_degrees",
+        "contrast": "augment.contrast",
+    }
     settings: ImageSettings
 
     @functools.cached_property
@@ -123,6 +130,12 @@ class ImageTask(Task):
     def decoder(self) -> ImageDecoder:
         """Preprocessing and frame selection."""
         return ImageDecoder(preprocess=self.settings.preprocess, frames=self.settings.frames)
+
+    def backbones(self, pattern: str) -> list[str]:
+        """Wildcards go over the ten of the FFR study; any other name that timm has works, too."""
+        if any(sign in pattern for sign in "*?["):
+            return BACKBONES.matching(pattern.lower())
+        return [backbone_info(pattern).name]
 
     def build_model(self) -> ImageClassifier:
         """Backbone, head and normalisation; takes (B, H, W, C) uint8 or [0, 1] floats."""

@@ -27,7 +27,7 @@ from cardioray.data.sampling import VALID, ClipSampling
 from cardioray.data.splits import SplitConfig
 from cardioray.evaluation.metrics import binary_metrics
 from cardioray.evaluation.predictions import check_predictions, per_study
-from cardioray.models.video import VideoModel, VideoModelConfig
+from cardioray.models.video import VIDEO_BACKBONES, VideoModel, VideoModelConfig
 from cardioray.models.video_weights import load_video_weights, video_starting_weights
 from cardioray.targets import BinaryTarget, RegressionTarget, questions
 from cardioray.tasks.base import Batch, LabelStatistics, Monitor, OperatingConfig, Outputs, Task
@@ -81,6 +81,7 @@ class VideoTask(Task):
     settings: VideoSettings
     measures_pixels: ClassVar[bool] = True
     shards_kind: ClassVar[str] = "clips"
+    searched: ClassVar[Mapping[str, str]] = {"dropout": "model.dropout"}
     max_batch: ClassVar[int] = 8
 
     @property
@@ -134,6 +135,10 @@ class VideoTask(Task):
         """The middle one of the frames that count."""
         middle = np.maximum(arrays[VALID].astype(int) - 1, 0) // 2
         return np.asarray(arrays[CLIP][np.arange(len(middle)), middle])
+
+    def backbones(self, pattern: str) -> list[str]:
+        """Wildcards go over the video networks."""
+        return VIDEO_BACKBONES.matching(pattern.lower())
 
     def build_model(self) -> VideoModel:
         """Network, heads and normalisation; takes windows as `ClipSampling.cut` gives them."""

@@ -30,7 +30,7 @@ from cardioray.training.outcome import CONFIG, WEIGHTS_CACHE, Outcome, read_outc
 from cardioray.training.plan import SCORED_SPLITS, TrainPlan
 from cardioray.training.progress import STARTING
 from cardioray.training.resources import threads_per_worker, worker_resources
-from cardioray.training.settings import RunConfig, ScaleConfig
+from cardioray.training.settings import RunConfig, ScaleConfig, TrainConfig
 from cardioray.training.tracking import Tracking, end_tracked
 from cardioray.training.trainer import CalledOff, Trainer, fit
 
@@ -180,6 +180,8 @@ def check_data(
     known = np.any([np.isfinite(values) for values in labels.values()], axis=0)
     known &= run.task.takes_part(shards.samples)
     parts = {part: known & (split == part).to_numpy() for part in ("train", *SCORED_SPLITS)}
+    if run.train.max_patients is not None:
+        parts["train"] &= _some_patients(run.train, shards.samples, parts["train"])
     for needed in ("train", "validation"):
         if not parts[needed].any():
             raise ValueError(f"no labelled samples are in the {needed} split.")
@@ -192,6 +194,15 @@ def check_data(
         raise ValueError(f"no validation sample has a label of {target.name!r}, the headline.")
     _require_both_classes(target, labels[target.name][parts["validation"]], "validation")
     return {part: np.sort(rows[mask]) for part, mask in parts.items() if mask.any()}, labels
+
+
+def _some_patients(
+    train: TrainConfig, samples: pd.DataFrame, training: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Rows of as many training patients as `max_patients` says."""
+    patients = np.unique(samples["patient_id"].to_numpy(str)[training])
+    drawn = np.random.default_rng(train.seed).permutation(patients)[: train.max_patients]
+    return np.asarray(samples["patient_id"].isin(drawn))
 
 
 def require_fitting(task: Task, shards: ShardSet) -> None:

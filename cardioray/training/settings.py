@@ -150,6 +150,8 @@ class TrainConfig:
         shuffle_buffer: samples that are mixed while shards are streamed.
         checkpoint_every: epochs between checkpoints.
         max_failures: restarts after a worker or node is lost.
+        max_patients: patients of the training split that are learned from, drawn by `seed` so
+            that fewer are a part of more; None for all of them.
     """
 
     recipe: str = "auto"
@@ -166,6 +168,7 @@ class TrainConfig:
     shuffle_buffer: int = Field(default=1024, ge=1)
     checkpoint_every: int = Field(default=1, ge=1)
     max_failures: int = Field(default=3, ge=0)
+    max_patients: int | None = Field(default=None, ge=1)
 
     def __post_init__(self) -> None:
         if self.recipe != "auto":

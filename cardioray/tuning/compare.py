@@ -97,7 +97,7 @@ def compare(
     Args:
         run: settings every backbone is trained with.
         shards: prepared data.
-        settings: backbones, folds, stopping, search.
+        settings: backbones, grid, folds, stopping, search.
         out: folder or prefix for everything the comparison leaves.
         shown: how progress is shown; None for not at all.
 
@@ -110,6 +110,8 @@ def compare(
             "ASHA needs train.checkpoint_every=1, since a trial that it stops is scored from the "
             f"checkpoint of its last epoch; it is {run.train.checkpoint_every}. Or pass --no-asha."
         )
+    for name in settings.backbones:
+        run.task.backbones(name)
     cluster.connect(dashboard=True)
     out = storage.absolute(out)
     cluster.require_shared(out, run.scale.shared_storage)
@@ -131,7 +133,7 @@ def fit_cluster(run: RunConfig, settings: CompareConfig) -> tuple[RunConfig, int
     """
     scale, offered = run.scale, cluster.capacity()
     gpus = gpus_per_worker(scale, offered)
-    limits = [len(settings.backbones) * settings.folds]
+    limits = [len(settings.candidates) * settings.folds]
     if settings.max_concurrent != "auto":
         limits.append(settings.max_concurrent)
     if not offered.grows:
@@ -177,6 +179,7 @@ class _Comparing:
             folds=self.division.folds,
             out=storage.join(self.out, TRIALS),
             progress=self.board,
+            candidates=self.settings.candidates,
         )
         trials, failed = self._trials()
         self.context.tell("scoring, and measuring what each backbone costs")
@@ -212,7 +215,7 @@ class _Comparing:
                 return [TrialResult(**trial) for trial in record["trials"]], {}
         self._check()
         self._write_record(request, None)
-        stages = self.context.stages(self.settings.backbones)
+        stages = self.context.stages(list(self.settings.candidates))
         first = first_fold(self.context, self.settings, stages, self.concurrent)
         survivors = choose_survivors(first.results, self.settings.asha, self.settings.refits)
         others = other_folds(self.context, survivors, self.settings.folds, self.concurrent)
@@ -231,7 +234,7 @@ class _Comparing:
         fitted_on = "calibration" if self.division.calibration == "held-out" else None
         final = self.division.final
         require_patients(self.run.task, self.shards.samples, final, fitted_on)
-        for name in self.settings.backbones:
+        for name in self.settings.candidates:
             run = self.context.trial(name, ())
             for split in (*self.division.folds, final):
                 check_data(run, self.shards, split)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
+import yaml
 from pydantic import Field
 
 from cardioray import config
-from cardioray.models.backbones import BACKBONES, backbone_info
-from cardioray.registry import unknown_name
+from cardioray.registry import Registry
+from cardioray.tasks.base import Task
 
 
 @config.config
@@ -68,12 +72,43 @@ class SearchConfig:
         return self.learning_rate or (recipe / 8, recipe * 4)
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """What is compared with others.
+
+    Attributes:
+        backbone: name of the network.
+        settings: what it is trained with beside the run's settings, as `section.key=value`.
+    """
+
+    backbone: str
+    settings: tuple[str, ...] = ()
+
+
+# EchoNet-Dynamic's sweeps over the input and over the number of videos.
+GRIDS: Registry[dict[str, tuple[str, ...]]] = Registry("grid")
+GRIDS.add(
+    "echonet_input",
+    {
+        "sampling.frames": ("1", "4", "8", "16", "32", "64", "96"),
+        "sampling.stride": ("1", "2", "4", "6", "8"),
+        "model.pretrained": ("hub", "none"),
+    },
+)
+GRIDS.add(
+    "echonet_size",
+    {"train.max_patients": ("16", "32", "64", "128", "256", "512", "1024", "2048", "4096", "7460")},
+)
+
+
 @config.config
 class CompareConfig:
     """How backbones are compared.
 
     Attributes:
         backbones: names.
+        grid: settings that are gone through with each backbone, as `section.key` -> values; all
+            their combinations are compared as backbones are.
         folds: folds by patient over the development patients; survivors run them all.
         asha: stopping of weak backbones.
         search: search of settings.
@@ -83,6 +118,7 @@ class CompareConfig:
     """
 
     backbones: tuple[str, ...]
+    grid: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     folds: int = Field(default=3, ge=2)
     asha: AshaConfig = AshaConfig()
     search: SearchConfig = SearchConfig()
@@ -93,23 +129,56 @@ class CompareConfig:
     def __post_init__(self) -> None:
         if not self.backbones:
             raise ValueError("at least one backbone is needed.")
-        for name in self.backbones:
-            backbone_info(name)
+        if self.grid and self.search.num_samples:
+            raise ValueError("a grid and a search are two ways to choose settings; give one.")
+        for key, values in self.grid.items():
+            if not values or any(set(value) & set("/ ,") for value in values):
+                raise ValueError(f"grid {key}: one value or more, without blanks, commas and /.")
+
+    @property
+    def candidates(self) -> dict[str, Candidate]:
+        """What is compared, by the name it has on the leaderboard."""
+        last = [key.rsplit(".", 1)[-1] for key in self.grid]
+        short = dict(zip(self.grid, last, strict=True))
+        if len(set(last)) < len(last):
+            short = {key: key for key in self.grid}
+        found = {}
+        for backbone in self.backbones:
+            for values in itertools.product(*self.grid.values()):
+                chosen = dict(zip(self.grid, values, strict=True))
+                words = [f"{short[key]}{value}" for key, value in chosen.items()]
+                settings = tuple(f"{key}={value}" for key, value in chosen.items())
+                found["-".join([backbone, *words])] = Candidate(backbone, settings)
+        return found
 
 
-def select_backbones(patterns: str) -> tuple[str, ...]:
-    """Names for "all", a comma-separated list, or wildcards over the ten; other timm names pass.
+def select_backbones(patterns: str, task: Task) -> tuple[str, ...]:
+    """Names for "all", a comma-separated list, or wildcards over a task's networks.
 
     Raises:
         ValueError: when a pattern or name is unknown.
     """
     chosen: list[str] = []
     for pattern in (part.strip() for part in patterns.split(",") if part.strip()):
-        if pattern == "all" or any(sign in pattern for sign in "*?["):
-            found = BACKBONES.names("*" if pattern == "all" else pattern.lower())
-            if not found:
-                raise unknown_name("backbone", pattern, BACKBONES)
-        else:
-            found = [backbone_info(pattern).name]
+        found = task.backbones("*" if pattern == "all" else pattern)
         chosen.extend(name for name in found if name not in chosen)
     return tuple(chosen)
+
+
+def read_grid(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """A grid from names of `GRIDS` and `section.key=[value,value]`; later ones win.
+
+    Raises:
+        ValueError: for an unknown name, or a text that is no list of values.
+    """
+    grid: dict[str, tuple[str, ...]] = {}
+    for text in texts:
+        key, equals, values = text.partition("=")
+        if not equals:
+            grid |= GRIDS.get(text.strip())
+            continue
+        listed = yaml.safe_load(values)
+        if not isinstance(listed, list) or not listed:
+            raise ValueError(f"--grid {text}: values are written as {key}=[1,2].")
+        grid[key.strip()] = tuple(str(value) for value in listed)
+    return grid

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -26,6 +26,7 @@ from cardioray.training.outcome import WEIGHTS_CACHE
 from cardioray.training.run import train
 from cardioray.training.settings import RunConfig, StageConfig
 from cardioray.training.trainer import CalledOff
+from cardioray.tuning.settings import Candidate
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +40,15 @@ class TrialContext:
     folds: list[pd.Series[str]]
     out: str
     progress: ActorHandle[Any] | None
+    candidates: Mapping[str, Candidate] = field(default_factory=dict)
 
-    def trial(self, backbone: str, overrides: Sequence[str]) -> RunConfig:
-        """The run of one backbone."""
+    def trial(self, name: str, overrides: Sequence[str]) -> RunConfig:
+        """The run of one candidate, by its name, or of a backbone."""
         written = dict(self.run)
-        name = written.pop("task")
-        return RunConfig.build(name, written, [f"model.backbone={backbone}", *overrides])
+        task = written.pop("task")
+        chosen = self.candidates.get(name, Candidate(name))
+        own = (f"model.backbone={chosen.backbone}", *chosen.settings)
+        return RunConfig.build(task, written, [*own, *overrides])
 
     def stages(self, backbones: Sequence[str]) -> tuple[StageConfig, ...]:
         """The stages of the backbone whose run is the shortest.
@@ -110,17 +114,10 @@ def trial_name(backbone: str, fold: int, overrides: Sequence[str]) -> str:
 
 
 def search_overrides(settings: dict[str, Any]) -> list[str]:
-    """What Optuna drew, as settings."""
-    keys = {
-        "learning_rate": "train.learning_rate",
-        "dropout": "model.head.dropout",
-        "rotation_degrees": "augment.rotation_degrees",
-        "contrast": "augment.contrast",
-    }
-    drawn = [f"{keys[key]}={settings[key]:.6g}" for key in keys if key in settings]
-    if "hidden" in settings:
-        drawn.append(f"model.head.hidden={settings['hidden']}")
-    return drawn
+    """What Optuna drew, as settings: of what it was told, the keys with a section."""
+    drawn = {key: value for key, value in settings.items() if "." in key}
+    numbers = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in drawn.items()}
+    return [f"{key}={value}" for key, value in numbers.items()]
 
 
 def asked_settings(settings: dict[str, Any] | None) -> dict[str, Any]:

@@ -141,7 +141,8 @@ def first_fold(
     if settings.asha.enabled:
         scheduler = asha_scheduler(settings.asha, [stage.epochs for stage in stages])
     search = settings.search
-    backbones = cheapest_first(context, settings.backbones)
+    candidates = list(settings.candidates)
+    backbones = cheapest_first(context, candidates)
     space: dict[str, Any] = {"backbone": tune.grid_search(backbones), "fold": 0}
     algorithm, samples = None, 1
     if search.num_samples:
@@ -149,7 +150,7 @@ def first_fold(
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         algorithm = OptunaSearch(
             OptunaSearch.convert_search_space(
-                _space(search, settings.backbones, stages[-1].learning_rate)
+                _space(search, context, candidates, stages[-1].learning_rate)
             ),
             metric=STANDING,
             mode="max",
@@ -325,16 +326,22 @@ class _Watch(tune.Callback):  # type: ignore[misc]
             _WATCHED.get().note(trial)
 
 
-def _space(search: SearchConfig, backbones: Sequence[str], rate: float) -> dict[str, Any]:
-    """What is drawn from; `rate` is the recipe's learning rate."""
-    return {
-        "backbone": tune.choice(list(backbones)),
-        "learning_rate": tune.loguniform(*search.learning_rates(rate)),
+def _space(
+    search: SearchConfig, context: TrialContext, backbones: Sequence[str], rate: float
+) -> dict[str, Any]:
+    """What is drawn from, settings by their keys; `rate` is the recipe's learning rate."""
+    drawn: dict[str, Any] = {
         "dropout": tune.uniform(*search.dropout),
         # As text: Optuna keeps choices in a database, and warns of others.
         "hidden": tune.choice([str(list(widths)) for widths in search.hidden]),
         "rotation_degrees": tune.uniform(*search.rotation_degrees),
         "contrast": tune.uniform(*search.contrast),
+    }
+    keys = context.trial(backbones[0], ()).task.searched
+    return {
+        "backbone": tune.choice(list(backbones)),
+        "train.learning_rate": tune.loguniform(*search.learning_rates(rate)),
+        **{keys[name]: domain for name, domain in drawn.items() if name in keys},
     }
 
 
