@@ -378,6 +378,10 @@ def evaluate(
     task: Annotated[str | None, typer.Option(help="Task of --predictions.")] = None,
     split: Annotated[str, typer.Option(help="Split to score.")] = "test",
     out: Annotated[str | None, typer.Option(help="Folder for figures and plots.")] = None,
+    noise: Annotated[
+        str | None,
+        typer.Option(help="Score with these shares of pixels made black, too, as 0.1,0.3,0.5."),
+    ] = None,
     patient_from: PatientFrom = None,
     shared_storage: Shared = False,
     runtime: RuntimeName = "torch",
@@ -396,7 +400,7 @@ def evaluate(
     if predictions is not None:
         _refuse_given(
             context,
-            ["data", "patient_from", "shared_storage", "runtime", "precision"],
+            ["data", "patient_from", "shared_storage", "runtime", "precision", "noise"],
             "with --predictions no file is read and no network run",
         )
         if task is None:
@@ -408,6 +412,10 @@ def evaluate(
     if data is None:
         raise ValueError("Give --data, the files to score the bundle on.")
     assert bundle is not None
+    try:
+        shares = [float(text) for text in (noise or "").split(",") if text.strip()]
+    except ValueError:
+        raise ValueError(f"--noise {noise}: shares are written as 0.1,0.3.") from None
     evaluate_bundle(
         bundle,
         data,
@@ -418,6 +426,7 @@ def evaluate(
         shared_storage=shared_storage,
         runtime=runtime,
         precision=precision,
+        noise=shares,
     )
 
 

@@ -132,9 +132,22 @@ def test_small_tables_can_be_drawn(n: int) -> None:
         plots.class_counts_plot(["test"] * n, labels, CLASSES),
         plots.scatter_plot(labels, scores, "ef", "%"),
         plots.bland_altman_plot(labels, scores, "ef", "%"),
+        plots.error_by_band_plot(labels + 9, scores + 9, (8.0, 12.0), "ef", "%"),
     ):
         assert f"{n} studies" in texts(figure) or f"n = {n}" in texts(figure)
         assert len(plots.png_bytes(figure)) < 100_000
+
+
+def test_errors_are_shown_in_the_band_of_the_true_value() -> None:
+    truth, predicted = [30.0, 35.0, 39.0, 60.0], [34.0, 35.0, 37.0, 60.0]
+    figure = plots.error_by_band_plot(truth, predicted, (35.0, 40.0, 50.0), "ef", "%")
+    ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert ticks == [
+        "below 35\n1 studies\nMAE 4",
+        "35 to 40\n2 studies\nMAE 1",
+        "40 to 50\n0 studies\nnone",
+        "from 50\n1 studies\nMAE 0",
+    ]
 
 
 def test_auc_of_the_legend_is_the_one_given() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -234,6 +235,21 @@ def test_its_own_data_give_its_own_figures(
         own["per_study"]["auc"]["value"]
     )
     assert any("took part in making the bundle" in note for note in found["wma"].notes)
+
+
+def test_figures_with_black_pixels_stand_beside_the_others(
+    ray_local: None, bundle: Bundle, echoes: Path, tmp_path: Path
+) -> None:
+    member, out = str(bundle.path / MEMBERS / "A4C"), tmp_path / "out"
+    console = Console(file=io.StringIO(), width=80)
+    found = evaluate_bundle(member, str(echoes), out=str(out), console=console, noise=[0.9])
+    table = pd.read_csv(out / "noise.csv")
+    assert table["share"].tolist() == [0, 0.9]
+    assert table["value"][0] == pytest.approx(found["wma"].per_study.values["auc"].value)
+    assert (out / "plots" / "noise.png").read_bytes().startswith(b"\x89PNG")
+    assert "with pixels made black" in console.file.getvalue()
+    with pytest.raises(ValueError, match="shares are between 0 and 1"):
+        evaluate_bundle(member, str(echoes), noise=[1.5])
 
 
 def test_a_table_of_cines_becomes_a_table_of_studies(

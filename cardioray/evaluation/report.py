@@ -271,6 +271,10 @@ def write_plots(
             "scatter": plots.scatter_plot(labels, scores, target.name, target.unit),
             "bland_altman": plots.bland_altman_plot(labels, scores, target.name, target.unit),
         }
+        if target.cutoffs:
+            figures["error_by_band"] = plots.error_by_band_plot(
+                labels, scores, target.cutoffs, target.name, target.unit
+            )
     else:
         assert isinstance(operating_point, BinaryOperatingPoint)
         probability, threshold = studies["probability"].to_numpy(), operating_point.threshold

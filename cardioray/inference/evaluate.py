@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from rich.console import Console
+from rich.table import Table
 
 from cardioray import storage
 from cardioray.bundle import dump_json, open_bundle
@@ -17,7 +18,7 @@ from cardioray.data import cluster
 from cardioray.data.shards import write_quarantine, write_table
 from cardioray.evaluation import plots
 from cardioray.evaluation.figures import Resampling
-from cardioray.evaluation.intervals import patient_bootstrap
+from cardioray.evaluation.intervals import Interval, patient_bootstrap
 from cardioray.evaluation.metrics import auc_statistic
 from cardioray.evaluation.out_of_fold import FittingSettings, OutOfFold, decide_out_of_fold
 from cardioray.evaluation.predictions import check_predictions, read_predictions
@@ -26,6 +27,7 @@ from cardioray.evaluation.report import (
     evaluate,
     evaluate_decisions,
     print_evaluation,
+    title_of,
     write_plots,
 )
 from cardioray.inference.actors import Loading, Precision, RuntimeName
@@ -50,6 +52,7 @@ def evaluate_bundle(
     shared_storage: bool = False,
     runtime: RuntimeName = "torch",
     precision: Precision = "auto",
+    noise: Sequence[float] = (),
 ) -> dict[str, Evaluation]:
     """Score a bundle on files, with its own operating point.
 
@@ -67,15 +70,19 @@ def evaluate_bundle(
         shared_storage: every node of the cluster mounts the local folders.
         runtime: "torch" as in training; "openvino" for what a CPU server answers.
         precision: "auto" is what the training was set to.
+        noise: shares of the pixels that are made black; the headline's AUC or MAE is given for each
+            of them beside that of the pictures as they are, as EchoNet-Dynamic does.
 
     Returns:
-        Figures by target.
+        Figures by target, of the pictures as they are.
 
     Raises:
-        ValueError: when the data are at fault, none of the files can be read, or the split has
-            no rows.
+        ValueError: when the data are at fault, a share is not between 0 and 1, none of the files
+            can be read, or the split has no rows.
     """
     console = console or Console()
+    if any(not 0 < share < 1 for share in noise):
+        raise ValueError(f"--noise: shares are between 0 and 1, not {list(noise)}.")
     cluster.connect()
     bundle_path, data = storage.absolute(bundle_place(bundle_path)), storage.absolute(data)
     for path in (bundle_path, data):
@@ -98,6 +105,18 @@ def evaluate_bundle(
             if out is not None:
                 place = storage.join(out, "plots", target.name)
                 write_plots(scored.table, target, point, place, split=split)
+        if noise:
+            target = predictor.task.targets[0]
+            headline = "auc" if target.kind == "binary" else "mae"
+            rows = [(0.0, evaluations[target.name].per_study.values[headline])]
+            for share in sorted(noise):
+                noisy = score_files(
+                    predictor, loading, data, split, patient_from, console, noise=share
+                ).table
+                point = predictor.operating_points[target.name]
+                found = evaluate(noisy, target, point, seed=settings["seed"], split=split)
+                rows.append((share, found.per_study.values[headline]))
+            _report_noise(rows, target, headline, console, out)
     if out is not None:
         about = {
             "model": predictor.bundle.name,
@@ -163,6 +182,27 @@ def evaluate_table(
     if out is not None:
         _write(out, evaluations, {"predictions": predictions_path}, pd.concat(decided))
     return evaluations
+
+
+def _report_noise(
+    rows: Sequence[tuple[float, Interval]],
+    target: BinaryTarget | RegressionTarget,
+    headline: str,
+    console: Console,
+    out: str | None,
+) -> None:
+    """Print the headline figure by share of black pixels, and write it as a table and a plot."""
+    title = f"{title_of(headline)} of {target.name}, with pixels made black"
+    table = Table("Share of pixels", title_of(headline), title=title)
+    for share, figure in rows:
+        table.add_row(f"{share:g}", f"{figure}")
+    console.print(table)
+    if out is None:
+        return
+    written = pd.DataFrame([{"share": share, **figure.to_dict()} for share, figure in rows])
+    storage.write_bytes(storage.join(out, "noise.csv"), written.to_csv(index=False).encode())
+    drawn = plots.noise_plot([share for share, _ in rows], [figure for _, figure in rows], title)
+    storage.write_bytes(storage.join(out, "plots", "noise.png"), plots.png_bytes(drawn))
 
 
 def _write(

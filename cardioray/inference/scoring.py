@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,7 @@ def score_files(
     split: str,
     patient_from: str | None,
     console: Console,
+    noise: float = 0.0,
 ) -> Scored:
     """Decode and score the rows of one split of a data set.
 
@@ -72,6 +73,7 @@ def score_files(
             `split`, and where there is none all rows are scored.
         patient_from: regular expression that finds the patient in a file name.
         console: where progress is shown.
+        noise: share of the pixels of every picture and clip that are made black beforehand.
 
     Raises:
         ValueError: when the data are at fault (two labels of one study among it), nothing can be
@@ -86,7 +88,7 @@ def score_files(
     is_own = _is_own(own, manifest, labels)
     chosen = _rows_of_split(manifest, own if is_own else None, split)
     check_studies(manifest.table.iloc[chosen], {n: v[chosen] for n, v in labels.items()})
-    results = _run(loading, manifest, chosen, console)
+    results = _run(loading, manifest, chosen, console, noise)
     unread = [(path, reason) for result in results for path, reason in result["unread"]]
     if len(unread) == len(chosen):
         reasons = shown([f"{path}: {reason}" for path, reason in unread])
@@ -216,7 +218,11 @@ def _rows_of_split(manifest: Manifest, own: pd.DataFrame | None, split: str) -> 
 
 
 def _run(
-    loading: Loading, manifest: Manifest, chosen: NDArray[np.int64], console: Console
+    loading: Loading,
+    manifest: Manifest,
+    chosen: NDArray[np.int64],
+    console: Console,
+    noise: float,
 ) -> list[dict[str, Any]]:
     """What the actors return, in the order of the rows."""
     paths, frames = manifest.paths, manifest.table["frame"]
@@ -226,10 +232,11 @@ def _run(
     # Full batches of one-frame files, the same ones in every run.
     starts = range(0, len(files), FILES_PER_BATCH)
     chunks = [files[start : start + FILES_PER_BATCH] for start in starts]
+    texts = [json.dumps(chunk) for chunk in chunks]
     results = []
     done = 0
     with progress_bar(console, "scoring", len(files)) as advance:
-        for text in run_on_actors(_ScoreFiles, loading, [json.dumps(chunk) for chunk in chunks]):
+        for text in run_on_actors(_ScoreFiles, loading, texts, noise):
             results.append(json.loads(text))
             done += results[-1]["files"]
             advance(done, len(files))
@@ -238,6 +245,10 @@ def _run(
 
 class _ScoreFiles(PredictorActor):
     """Scores the samples of some files."""
+
+    def __init__(self, loading: Loading, threads: int, noise: float) -> None:
+        super().__init__(loading, threads)
+        self._noise = noise
 
     def __call__(self, row: Mapping[str, str]) -> dict[str, str]:
         chunk = json.loads(row["chunk"])
@@ -252,6 +263,10 @@ class _ScoreFiles(PredictorActor):
             several = len(result) > 1
             samples += [(position, f"#{s.frame}" if several else "") for s in result]
             found += result
+        seen = self.predictor.seen(found).tolist()
+        if self._noise:
+            rng = np.random.default_rng(chunk[0][0])
+            found = [_blackened(sample, self._noise, rng) for sample in found]
         outputs = self.predictor.infer(found) if found else None
         scores = outputs.scores if outputs is not None else {}
         views: list[str] = []
@@ -263,12 +278,21 @@ class _ScoreFiles(PredictorActor):
             "files": len(chunk),
             "unread": unread,
             "samples": samples,
-            "seen": self.predictor.seen(found).tolist(),
+            "seen": seen,
             "views": views,
             "scores": {name: values.tolist() for name, values in scores.items()},
             "computed_with": f"{self.predictor.runtime} {precision}",
         }
         return {"result": json.dumps(scored)}
+
+
+def _blackened(sample: DecodedSample, share: float, rng: np.random.Generator) -> DecodedSample:
+    """The sample with a share of its pixels black, in all channels."""
+    arrays = {}
+    for name, values in sample.arrays.items():
+        kept = rng.random(values.shape[:-1]) >= share
+        arrays[name] = values * kept[..., None].astype(np.uint8)
+    return replace(sample, arrays=arrays)
 
 
 def _predictions_table(

@@ -1,7 +1,12 @@
 """Plots of an evaluation and of a training. Each function returns a figure; nothing is global."""
 
 from cardioray.evaluation.plots.models import latency_plot
-from cardioray.evaluation.plots.numbers import bland_altman_plot, scatter_plot
+from cardioray.evaluation.plots.numbers import (
+    bland_altman_plot,
+    error_by_band_plot,
+    noise_plot,
+    scatter_plot,
+)
 from cardioray.evaluation.plots.pictures import GRID_PICTURES, prediction_grid
 from cardioray.evaluation.plots.studies import (
     ScoredModel,
@@ -22,8 +27,10 @@ __all__ = [
     "bland_altman_plot",
     "class_counts_plot",
     "confusion_plot",
+    "error_by_band_plot",
     "latency_plot",
     "learning_curves",
+    "noise_plot",
     "png_bytes",
     "prediction_grid",
     "probability_histogram",
