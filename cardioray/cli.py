@@ -6,16 +6,30 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from cardioray.cli_data import data_app, phantom_app
+from cardioray.cli_options import (
+    ConfigFile,
+    MaxBad,
+    PatientFrom,
+    Precision,
+    RuntimeName,
+    Settings,
+    Shared,
+    TaskName,
+    console,
+    refuse_given,
+    run_config,
+    shards_of,
+    shown_as,
+)
 from cardioray.cli_serving import commands as serving_commands
-from cardioray.config import Failed, parse, read_yaml
-from cardioray.terminal import progress_bar
+from cardioray.config import Failed, parse
 
 app = typer.Typer(
     name="cardioray",
@@ -25,45 +39,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
 )
-data_app = typer.Typer(help="Look at data and prepare it.", no_args_is_help=True)
-phantom_app = typer.Typer(help="Make synthetic studies whose truth is known.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(phantom_app, name="phantom")
 app.add_typer(serving_commands)
-
-console = Console()
-
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="SECTION.KEY=VALUE", help="A setting, as in `--set train.batch_size=64`."
-    ),
-]
-ConfigFile = Annotated[
-    str | None,
-    typer.Option("--config", help="YAML file with settings, local or s3://; --set wins over it."),
-]
-PatientFrom = Annotated[
-    str | None,
-    typer.Option(
-        help="Regular expression over file names whose first group is the patient, for data that "
-        "does not name patients otherwise."
-    ),
-]
-MaxBad = Annotated[float, typer.Option(help="Largest share of unreadable files.")]
-TaskName = Annotated[str, typer.Argument(metavar="TASK", help="Task, such as `ffr` or `image`.")]
-Shared = Annotated[
-    bool,
-    typer.Option("--shared-storage", help="Every node of the cluster mounts the local folders."),
-]
-RuntimeName = Annotated[
-    Literal["auto", "openvino", "torch"],
-    typer.Option(help="What runs the network; auto is OpenVINO on a CPU."),
-]
-Precision = Annotated[
-    Literal["auto", "bf16", "fp32"],
-    typer.Option(help="auto is bf16 where the hardware computes it."),
-]
 
 
 def main() -> None:
@@ -102,155 +80,6 @@ def doctor(
         raise typer.Exit(1)
 
 
-@phantom_app.command("angiogram")
-def phantom_angiogram(
-    out: Annotated[str, typer.Argument(help="Empty folder or s3:// prefix.")],
-    patients: Annotated[int, typer.Option(min=1, help="Patients to draw.")] = 60,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    preset: Annotated[str, typer.Option(help="Difficulty: clear, standard or hard.")] = "standard",
-    folder_per_class: Annotated[
-        bool, typer.Option(help="Write {train,test}/{FFRH,FFRL}/ folders.")
-    ] = False,
-) -> None:
-    """Draw coronary angiograms whose FFR is known.
-
-    Example: `cardioray phantom angiogram phantoms --patients 60 --seed 1 --preset clear`
-    """
-    from cardioray.phantoms.angiogram import PRESETS, write_angiograms
-
-    with progress_bar(console, "drawing patients", patients) as advance:
-        manifest = write_angiograms(
-            out,
-            patients,
-            seed=seed,
-            config=PRESETS.get(preset),
-            folder_per_class=folder_per_class,
-            on_progress=advance,
-        )
-    counts = manifest.groupby("label")["patient_id"].nunique().to_dict()
-    console.print(f"{len(manifest)} frames of {patients} patients in {out}: {counts}")
-
-
-@phantom_app.command("echo")
-def phantom_echo(
-    out: Annotated[str, typer.Argument(help="Empty folder or s3:// prefix.")],
-    patients: Annotated[int, typer.Option(min=1, help="Patients to draw.")] = 60,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    preset: Annotated[str, typer.Option(help="Difficulty: clear, standard or hard.")] = "standard",
-) -> None:
-    """Draw echo studies (A4C, A2C, PLAX) whose EF and CMR findings are known.
-
-    Writes EchoNet's FileList.csv, VolumeTracings.csv and Videos/, and manifests with all views.
-
-    Example: `cardioray phantom echo echoes --patients 60 --seed 1`
-    """
-    from cardioray.phantoms.echo import write_echoes
-    from cardioray.phantoms.echo_config import ECHO_PRESETS
-
-    config = ECHO_PRESETS.get(preset)
-    with progress_bar(console, "drawing patients", patients) as advance:
-        manifest = write_echoes(out, patients, seed=seed, config=config, on_progress=advance)
-    low = manifest.drop_duplicates("patient_id")["ef"].lt(50).sum()
-    console.print(
-        f"{len(manifest)} cines of {patients} patients in {out}; EF below 50 % in {low} patients."
-    )
-
-
-@data_app.command("check")
-def data_check(
-    task: TaskName,
-    data: Annotated[str, typer.Argument(help="Manifest file or folder; local or s3://.")],
-    patient_from: PatientFrom = None,
-    config_file: ConfigFile = None,
-    settings: Settings = None,
-) -> None:
-    """Count, read and cross-check a data set; exits with 1 on an error.
-
-    Example: `cardioray data check ffr phantoms`
-    """
-    from cardioray.data.check import check_manifest, print_report
-
-    built = _run_config(task, config_file, settings).task
-    manifest = built.read_manifest(data, patient_from)
-    with progress_bar(console, "reading", len(manifest)) as advance:
-        report = check_manifest(
-            manifest,
-            *built.targets,
-            splits=built.split,
-            decoder=built.decoder,
-            on_progress=advance,
-        )
-    print_report(report, console)
-    if report.errors:
-        raise typer.Exit(1)
-
-
-@data_app.command("prepare")
-def data_prepare(
-    task: TaskName,
-    data: Annotated[str, typer.Argument(help="Manifest file or folder; local or s3://.")],
-    out: Annotated[str, typer.Option(help="Where shards go; local or s3://.")],
-    max_bad: MaxBad = 0.01,
-    sources_per_part: Annotated[int, typer.Option(min=1, help="Files that a task decodes.")] = 256,
-    part_mb: Annotated[
-        float, typer.Option(help="Decoded MB a task holds before it writes them to a file.")
-    ] = 256.0,
-    patient_from: PatientFrom = None,
-    shared_storage: Shared = False,
-    config_file: ConfigFile = None,
-    settings: Settings = None,
-) -> None:
-    """Decode, crop and resize a data set once, into shards that every training reads.
-
-    Example: `cardioray data prepare ffr phantoms --out shards --set preprocess.image_size=224`
-    """
-    from cardioray.data.pipeline import PrepareConfig
-
-    run = _run_config(task, config_file, settings)
-    prepared = PrepareConfig(
-        sources_per_part=sources_per_part,
-        part_mb=part_mb,
-        max_bad=max_bad,
-        shared_storage=shared_storage,
-    )
-    shards = _prepare(run, data, out, patient_from, prepared)
-    console.print(
-        f"{shards.index.num_samples} samples in {out}; {shards.index.num_bad} files in quarantine."
-    )
-
-
-@data_app.command("deidentify")
-def data_deidentify(
-    data: Annotated[str, typer.Argument(help="Folder with DICOM ultrasound; local or s3://.")],
-    out: Annotated[str, typer.Argument(help="Empty folder or s3:// prefix.")],
-    key: Annotated[
-        str, typer.Option(help="File that will say who is who; not below OUT, for you alone.")
-    ],
-    image_size: Annotated[int, typer.Option(min=16, help="Side of the frames in px.")] = 112,
-) -> None:
-    """Write ultrasound cines without names: masked to the sector, cropped, as AVI.
-
-    Example: `cardioray data deidentify dicom public --key ~/keys/public.csv`
-    """
-    from cardioray.data.clip import ClipPreprocess
-    from cardioray.data.deidentify import deidentify
-
-    with progress_bar(console, "de-identifying", 0) as advance:
-        done = deidentify(
-            data,
-            out,
-            key,
-            preprocess=ClipPreprocess(image_size=image_size),
-            on_progress=advance,
-        )
-    patients = done.manifest["patient_id"].nunique()
-    console.print(f"{len(done.manifest)} cines of {patients} patients in {out}; key in {key}.")
-    for file, reason in done.refused[:10]:
-        console.print(f"[yellow]not written[/yellow]  {escape(file)}: {escape(reason)}")
-    if len(done.refused) > 10:
-        console.print(f"and {len(done.refused) - 10} more, see {out}/quarantine.csv")
-
-
 @app.command()
 def train(
     context: typer.Context,
@@ -285,9 +114,9 @@ def train(
 
     if weights is not None:
         settings = [*(settings or ()), f"model.weights={weights}"]
-    run = _run_config(task, config_file, settings, shared_storage)
-    shards = _shards(context, run, data, out, patient_from, max_bad)
-    shown = _shown(run, "Training")
+    run = run_config(task, config_file, settings, shared_storage)
+    shards = shards_of(context, run, data, out, patient_from, max_bad)
+    shown = shown_as(run, "Training")
     if views is None:
         bundle = train_bundle(run, shards, out, name=name, shown=shown)
     else:
@@ -347,7 +176,7 @@ def compare(
         select_backbones,
     )
 
-    run = _run_config(task, config_file, settings, shared_storage)
+    run = run_config(task, config_file, settings, shared_storage)
     compared = CompareConfig(
         backbones=select_backbones(backbones, run.task),
         grid=read_grid(grid or ()),
@@ -358,8 +187,8 @@ def compare(
         max_concurrent=max_concurrent or "auto",
         seed=run.train.seed,
     )
-    shards = _shards(context, run, data, out, patient_from, max_bad)
-    result = run_comparison(run, shards, compared, out, shown=_shown(run, "Comparing"))
+    shards = shards_of(context, run, data, out, patient_from, max_bad)
+    result = run_comparison(run, shards, compared, out, shown=shown_as(run, "Comparing"))
     print_leaderboard(result.leaderboard, console)
     for bundle in result.bundles:
         _show_metrics(bundle)
@@ -398,17 +227,17 @@ def evaluate(
     if (bundle is None) == (predictions is None):
         raise ValueError("Give either a bundle (and --data) or --predictions (and --task).")
     if predictions is not None:
-        _refuse_given(
+        refuse_given(
             context,
             ["data", "patient_from", "shared_storage", "runtime", "precision", "noise"],
             "with --predictions no file is read and no network run",
         )
         if task is None:
             raise ValueError("--predictions needs --task, which says what the labels mean.")
-        built = _run_config(task, None, settings).task
+        built = run_config(task, None, settings).task
         evaluate_table(predictions, built, split=split, out=out, console=console)
         return
-    _refuse_given(context, ["task", "settings"], "a bundle holds its task and its settings")
+    refuse_given(context, ["task", "settings"], "a bundle holds its task and its settings")
     if data is None:
         raise ValueError("Give --data, the files to score the bundle on.")
     assert bundle is not None
@@ -484,74 +313,6 @@ def demo(
     from cardioray.demo import DemoConfig, run_demo
 
     run_demo(out, config.parse(DemoConfig, {}, settings or ()), console)
-
-
-def _run_config(
-    task: str, config_file: str | None, settings: list[str] | None, shared_storage: bool = False
-) -> Any:
-    from cardioray import storage
-    from cardioray.training.settings import RunConfig
-
-    values: Any = {}
-    if config_file is not None:
-        values = read_yaml(storage.read_bytes(config_file), config_file) or {}
-        if not isinstance(values, dict):
-            raise ValueError(f"{config_file} holds no sections of settings, such as `train:`.")
-    overrides = list(settings or [])
-    if shared_storage:
-        overrides.append("scale.shared_storage=true")
-    return RunConfig.build(task, values, overrides)
-
-
-def _refuse_given(context: typer.Context, names: Sequence[str], reason: str) -> None:
-    """Refuse options that were typed though they would change nothing."""
-    options = {parameter.name: parameter.opts[0] for parameter in context.command.params}
-    for name in names:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            raise ValueError(f"Leave out {options[name]}: {reason}.")
-
-
-def _prepare(run: Any, data: str, out: str, patient_from: str | None, settings: Any) -> Any:
-    from cardioray.data.pipeline import prepare
-
-    manifest = run.task.read_manifest(data, patient_from)
-    for warning in manifest.warnings:
-        console.print(f"[yellow]Warning:[/] {warning}", highlight=False)
-    with progress_bar(console, "preparing", len(manifest)) as advance:
-        return prepare(
-            run.task,
-            manifest,
-            out,
-            settings,
-            on_progress=advance,
-        )
-
-
-def _shards(
-    context: typer.Context,
-    run: Any,
-    data: str,
-    out: str,
-    patient_from: str | None,
-    max_bad: float,
-) -> Any:
-    """Shards as they are, or made from a data set below the output folder."""
-    from cardioray import storage
-    from cardioray.data.pipeline import PrepareConfig
-    from cardioray.data.shards import ShardSet, read_index
-
-    if read_index(data) is not None:
-        _refuse_given(context, ["max_bad", "patient_from"], f"{data} holds finished shards")
-        return ShardSet.open(data)
-    prepared = PrepareConfig(max_bad=max_bad, shared_storage=run.scale.shared_storage)
-    return _prepare(run, data, storage.join(out, "shards"), patient_from, prepared)
-
-
-def _shown(run: Any, title: str) -> Any:
-    from cardioray.training.progress import Shown
-
-    return Shown(f"{title} {run.task.name}", run.task.monitor.name, console)
 
 
 def _show_metrics(bundle: Any) -> None:
