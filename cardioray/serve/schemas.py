@@ -16,14 +16,19 @@ from cardioray.tasks.echo_ef import EchoEfTask
 from cardioray.tasks.video import VideoTask
 
 
-class BinaryAnswer(BaseModel):
-    """The answer to a yes/no question."""
+class Decision(BaseModel):
+    """What is said to a yes/no question."""
 
     prediction: int = Field(description="0 or 1", ge=0, le=1)
     class_: str = Field(alias="class", description="Name of the predicted class")
     probability: float = Field(description="Calibrated probability of class 1", ge=0, le=1)
     threshold: float = Field(description="Probability from which the prediction is 1")
     uncertain: bool = Field(description="Whether the conformal set is not the predicted class only")
+
+
+class BinaryAnswer(Decision):
+    """The answer to a yes/no question."""
+
     probability_per_frame: list[float]
 
 
@@ -36,14 +41,9 @@ class NumberAnswer(BaseModel):
     unit: str
 
 
-class FusedBinaryAnswer(BaseModel):
+class FusedBinaryAnswer(Decision):
     """The answer to a yes/no question from the cines of several views."""
 
-    prediction: int = Field(description="0 or 1", ge=0, le=1)
-    class_: str = Field(alias="class", description="Name of the predicted class")
-    probability: float = Field(description="Calibrated probability of class 1", ge=0, le=1)
-    threshold: float = Field(description="Probability from which the prediction is 1")
-    uncertain: bool = Field(description="Whether the conformal set is not the predicted class only")
     probability_per_view: dict[str, float] = Field(
         description="What the network of each view says by itself"
     )
