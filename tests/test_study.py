@@ -132,6 +132,15 @@ def test_a_bundle_of_bundles_verifies_itself(bundle: Bundle) -> None:
     file.write_bytes(content)
 
 
+def test_a_finished_study_is_found_again_and_no_other(
+    bundle: Bundle, shards: ShardSet, runs: Path
+) -> None:
+    again = train_study(run_of(), shards, VIEWS, str(runs), name="study")
+    assert again.identity == bundle.identity
+    with pytest.raises(ValueError, match="holds a run of other settings or data"):
+        train_study(run_of("train.epochs=4"), shards, VIEWS, str(runs), name="study")
+
+
 def test_a_patient_is_in_the_same_split_for_every_network(bundle: Bundle) -> None:
     divisions = []
     for member in bundle.members:

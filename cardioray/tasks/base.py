@@ -312,6 +312,18 @@ class Task(ABC):
         return LabelStatistics(class_weights=weights, means=means, deviations=deviations)
 
 
+def freeze_part(
+    model: nn.Module, part: str, backbone: nn.Module, first_blocks: Iterable[nn.Parameter]
+) -> None:
+    """Fix "none", the "backbone" or its "first_blocks", and free the rest; see `Task.freeze`."""
+    model.requires_grad_(True)
+    if part == "backbone":
+        backbone.requires_grad_(False)
+    elif part == "first_blocks":
+        for parameter in first_blocks:
+            parameter.requires_grad_(False)
+
+
 TASKS: Registry[type[Task]] = Registry("task")
 
 

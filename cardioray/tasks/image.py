@@ -33,6 +33,7 @@ from cardioray.tasks.base import (
     OperatingConfig,
     Outputs,
     Task,
+    freeze_part,
 )
 
 
@@ -158,12 +159,7 @@ class ImageTask(Task):
     def freeze(self, model: nn.Module, part: str) -> None:
         """Fix nothing, the backbone, or its stem and first block."""
         assert isinstance(model, ImageClassifier)
-        model.requires_grad_(True)
-        if part == "backbone":
-            model.backbone.requires_grad_(False)
-        elif part == "first_blocks":
-            for parameter in model.backbone.first_blocks(2):
-                parameter.requires_grad_(False)
+        freeze_part(model, part, model.backbone, model.backbone.first_blocks(2))
 
     def pretrained_part(self, model: nn.Module) -> nn.Module:
         """The backbone."""

@@ -30,7 +30,15 @@ from cardioray.evaluation.predictions import check_predictions, per_study
 from cardioray.models.video import VIDEO_BACKBONES, VideoModel, VideoModelConfig
 from cardioray.models.video_weights import load_video_weights, video_starting_weights
 from cardioray.targets import BinaryTarget, RegressionTarget, questions
-from cardioray.tasks.base import Batch, LabelStatistics, Monitor, OperatingConfig, Outputs, Task
+from cardioray.tasks.base import (
+    Batch,
+    LabelStatistics,
+    Monitor,
+    OperatingConfig,
+    Outputs,
+    Task,
+    freeze_part,
+)
 from cardioray.tasks.clip_answers import cine_facts, clip_doubts
 
 
@@ -166,12 +174,7 @@ class VideoTask(Task):
     def freeze(self, model: nn.Module, part: str) -> None:
         """Fix nothing, the backbone, or its stem and first stage."""
         assert isinstance(model, VideoModel)
-        model.requires_grad_(True)
-        if part == "backbone":
-            model.backbone.requires_grad_(False)
-        elif part == "first_blocks":
-            for parameter in model.backbone.first_blocks():
-                parameter.requires_grad_(False)
+        freeze_part(model, part, model.backbone, model.backbone.first_blocks())
 
     def pretrained_part(self, model: nn.Module) -> nn.Module:
         """The backbone."""

@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -469,16 +469,26 @@ def _card(
     gate: InputGate,
     folder: Path,
 ) -> str:
-    template = (Path(__file__).parent / "model_card.md.jinja").read_text()
-    pictures: Sequence[str] = sorted(
-        str(p.relative_to(folder)) for p in (folder / "plots").rglob("*.png")
-    )
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
-    return environment.from_string(template).render(
+    return render_card(
+        "model_card.md.jinja",
+        folder,
         meta=metadata,
         evaluations=evaluations,
         tolerance=tolerance,
         inputs=gate.summary(),
-        pictures=pictures,
-        title_of=title_of,
     )
+
+
+def render_card(template: str, folder: Path, **values: Any) -> str:
+    """A model card.
+
+    Args:
+        template: file beside this module.
+        folder: the bundle, whose plots are shown.
+        **values: what the template names beside `pictures` and `title_of`.
+    """
+    text = (Path(__file__).parent / template).read_text()
+    pictures = sorted(str(p.relative_to(folder)) for p in (folder / "plots").rglob("*.png"))
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    card = environment.from_string(text)
+    return card.render(pictures=pictures, title_of=title_of, **values)

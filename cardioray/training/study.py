@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import jinja2
 import numpy as np
 import pandas as pd
 import yaml
@@ -39,13 +38,13 @@ from cardioray.evaluation.operating_point import (
     fit_operating_point,
 )
 from cardioray.evaluation.predictions import check_predictions, views_side_by_side
-from cardioray.evaluation.report import Evaluation, evaluate, title_of, write_plots
+from cardioray.evaluation.report import Evaluation, evaluate, write_plots
 from cardioray.registry import unknown_name
 from cardioray.studies import FUSION, SORTER
 from cardioray.targets import BinaryTarget, RegressionTarget
 from cardioray.tasks.echo_view import VIEW, EchoViewSettings
 from cardioray.tasks.video import VideoTask
-from cardioray.training.export import write_operating_points
+from cardioray.training.export import render_card, write_operating_points
 from cardioray.training.outcome import PREDICTIONS
 from cardioray.training.progress import Shown, shown_progress
 from cardioray.training.settings import RunConfig
@@ -127,8 +126,6 @@ def train_study(
     out = storage.absolute(out)
     name = name or f"{run.task.name}-{'-'.join(chosen)}-{_digest(run, shards, chosen)}"
     place = storage.join(out, name, BUNDLE)
-    if storage.exists(storage.join(place, bundles.SUMS)):
-        return bundles.open_bundle(place)
     folder = storage.join(out, name)
     division = divide(run, shards)
     with shown_progress(shown) as board:
@@ -141,6 +138,14 @@ def train_study(
         sorter = train_run(
             _sorter_run(run, known), shards, folder, name=SORTER, board=board, division=division
         )
+    if storage.exists(storage.join(place, bundles.SUMS)):
+        # Each run has seen to it that settings and data are those of the finished one.
+        bundle = bundles.open_bundle(place)
+        if bundle.members != (*chosen, SORTER):
+            raise ValueError(
+                f"{folder} holds a study of other views; give another --name or --out."
+            )
+        return bundle
     fused = {target.name: _fuse(run, target, trained) for target in run.task.targets}
     return _write(run, shards, chosen, trained, sorter, fused, place, name)
 
@@ -378,7 +383,15 @@ def _write(
             if isinstance(target, BinaryTarget):
                 figure = _roc_of_views(target, trained, own, run.train.seed)
                 (Path(plotted) / "roc_by_view.png").write_bytes(plots.png_bytes(figure))
-        (folder / bundles.CARD).write_text(_card(metadata, fusion, fused, members, folder))
+        card = render_card(
+            "study_card.md.jinja",
+            folder,
+            meta=metadata,
+            fusion=fusion,
+            fused=fused,
+            members=members,
+        )
+        (folder / bundles.CARD).write_text(card)
         bundles.seal(folder)
         bundles.copy_bundle(str(folder), place)
     return bundles.open_bundle(place)
@@ -399,23 +412,3 @@ def _roc_of_views(
         auc = _headline(target, studies, scores, seed)
         models.append(plots.ScoredModel(name, labels, scores, studies["patient_id"].tolist(), auc))
     return plots.roc_plot(models, seed=seed)
-
-
-def _card(
-    metadata: Mapping[str, Any],
-    fusion: StudyFusion,
-    fused: Mapping[str, Fused],
-    members: Mapping[str, Bundle],
-    folder: Path,
-) -> str:
-    template = (Path(__file__).parent / "study_card.md.jinja").read_text()
-    pictures = sorted(str(p.relative_to(folder)) for p in (folder / "plots").rglob("*.png"))
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
-    return environment.from_string(template).render(
-        meta=metadata,
-        fusion=fusion,
-        fused=fused,
-        members=members,
-        pictures=pictures,
-        title_of=title_of,
-    )
