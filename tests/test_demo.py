@@ -13,22 +13,20 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from ray_cluster import private_folder
 from rich.console import Console
+from served import serving_cluster
 
 from cardioray.bundle import open_bundle
 from cardioray.config import Failed
 from cardioray.demo import DemoConfig, require_learned, run_demo
-from cardioray.machine import environment
 from cardioray.model_store import bundle_place
-from cardioray.serve.deploy import leave
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SMALL = DemoConfig(
-    patients=48,
+    patients=40,
     image_size=32,
-    epochs=2,
+    epochs=1,
     batch_size=8,
     backbones="test_resnet",
     grace_epochs=1,
@@ -41,11 +39,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     """Its folder, the answer it got, and what it printed."""
     folder = tmp_path_factory.mktemp("demo")
     printed = io.StringIO()
-    with private_folder() as private, environment({"RAY_TMPDIR": str(private)}):
-        try:
-            answer = run_demo(str(folder), SMALL, Console(file=printed, width=80))
-        finally:
-            leave()
+    with serving_cluster():
+        answer = run_demo(str(folder), SMALL, Console(file=printed, width=80))
     return folder, answer, printed.getvalue()
 
 

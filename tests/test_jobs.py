@@ -57,7 +57,7 @@ class Cluster:
     folder: Path
     env: dict[str, str]
     served: Path
-    """What CARDIORAY_FFR_BUNDLE names there: the comparison that a job will leave."""
+    """What CARDIORAY_FFR_BUNDLE names there: the run that a job will leave."""
 
     def succeeds(self, *words: str) -> None:
         """Submit a job and see it through to its end."""
@@ -154,7 +154,7 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def test_jobs_make_a_model_that_serve_run_and_serve_deploy_bring_to_answer(
     ray_head: Cluster, tmp_path: Path
 ) -> None:
-    data, shards, comparison = tmp_path / "phantoms", tmp_path / "shards", ray_head.served
+    data, shards, trained = tmp_path / "phantoms", tmp_path / "shards", ray_head.served
     write_angiograms(str(data), 24, seed=4, config=PRESETS.get("clear"))
     pictures = sorted(data.rglob("*.png"))
 
@@ -162,13 +162,13 @@ def test_jobs_make_a_model_that_serve_run_and_serve_deploy_bring_to_answer(
     ray_head.succeeds(*prepare, "--set=preprocess.image_size=32")
     assert ShardSet.open(str(shards)).index.num_samples == len(pictures)
 
-    compare = ["jobs/compare.py", "ffr", "--data", str(shards), "--out", str(comparison)]
-    ray_head.succeeds(*compare, "--backbones", "test_resnet", "--folds", "2", *TINY)
-    assert open_bundle(bundle_place(str(comparison))).task == "ffr"
+    train = ["jobs/train.py", "ffr", "--data", str(shards), "--out", str(trained.parent)]
+    ray_head.succeeds(*train, "--name", trained.name, *TINY)
+    assert open_bundle(bundle_place(str(trained))).task == "ffr"
 
     answers, figures = tmp_path / "answers.csv", tmp_path / "figures"
-    predict = ["jobs/predict.py", str(comparison), str(pictures[0]), "--out", str(answers)]
-    evaluate = ["jobs/evaluate.py", str(comparison), "--data", str(data), "--out", str(figures)]
+    predict = ["jobs/predict.py", str(trained), str(pictures[0]), "--out", str(answers)]
+    evaluate = ["jobs/evaluate.py", str(trained), "--data", str(data), "--out", str(figures)]
     with ThreadPoolExecutor(2) as side_by_side:
         list(side_by_side.map(lambda words: ray_head.succeeds(*words), [predict, evaluate]))
     [row] = pd.read_csv(answers).to_dict("records")

@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
+import tiny_training as tiny
 from rich.console import Console
 from served import free_port
 
@@ -23,6 +24,7 @@ from cardioray.data.shards import ShardSet
 from cardioray.data.video_writing import encode_video
 from cardioray.evaluation.predictions import views_side_by_side
 from cardioray.inference.batch import predict_files
+from cardioray.inference.columns import as_csv, video_rows
 from cardioray.inference.evaluate import evaluate_bundle
 from cardioray.serve.deploy import application_settings, serve_bundles
 from cardioray.serve.settings import ServerSettings
@@ -106,7 +108,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(shards: ShardSet, runs: Path) -> Bundle:
-    return train_study(run_of(), shards, (), str(runs), name="study")
+    with tiny.training_here():
+        return train_study(run_of(), shards, (), str(runs), name="study")
 
 
 @pytest.fixture(scope="module")
@@ -232,33 +235,23 @@ def test_the_overlay_is_that_of_the_network_of_the_view(predictor: StudyPredicto
         predictor.overlay(replace(sample, view="PSAX"))
 
 
-def test_its_own_data_give_its_own_figures(
+def test_its_own_data_give_its_own_figures_and_those_with_black_pixels(
     ray_local: None, bundle: Bundle, echoes: Path, tmp_path: Path
 ) -> None:
-    found = evaluate_bundle(
-        bundle.place, str(echoes), out=str(tmp_path / "out"), console=Console(quiet=True)
-    )
+    out, console = tmp_path / "out", Console(file=io.StringIO(), width=80)
+    found = evaluate_bundle(bundle.place, str(echoes), out=str(out), console=console, noise=[0.9])
     own = json.loads((bundle.path / "metrics.json").read_text())["targets"]["wma"]
+    auc = found["wma"].per_study.values["auc"].value
     assert found["wma"].studies == own["studies"]
-    assert found["wma"].per_study.values["auc"].value == pytest.approx(
-        own["per_study"]["auc"]["value"]
-    )
+    assert auc == pytest.approx(own["per_study"]["auc"]["value"])
     assert any("took part in making the bundle" in note for note in found["wma"].notes)
-
-
-def test_figures_with_black_pixels_stand_beside_the_others(
-    ray_local: None, bundle: Bundle, echoes: Path, tmp_path: Path
-) -> None:
-    member, out = str(bundle.path / MEMBERS / "A4C"), tmp_path / "out"
-    console = Console(file=io.StringIO(), width=80)
-    found = evaluate_bundle(member, str(echoes), out=str(out), console=console, noise=[0.9])
     table = pd.read_csv(out / "noise.csv")
     assert table["share"].tolist() == [0, 0.9]
-    assert table["value"][0] == pytest.approx(found["wma"].per_study.values["auc"].value)
+    assert table["value"][0] == pytest.approx(auc)
     assert (out / "plots" / "noise.png").read_bytes().startswith(b"\x89PNG")
     assert "with pixels made black" in console.file.getvalue()
     with pytest.raises(ValueError, match="shares are between 0 and 1"):
-        evaluate_bundle(member, str(echoes), noise=[1.5])
+        evaluate_bundle(bundle.place, str(echoes), noise=[1.5])
 
 
 def test_a_table_of_cines_becomes_a_table_of_studies(
@@ -298,14 +291,13 @@ def test_predictions_in_the_columns_of_other_projects(
     assert table["filename"].tolist() == names
     assert (table["frames"] == FRAMES).all()
     own = predictor.members["A4C"]
-    outputs = [own.infer(own.decode(Path(file).read_bytes())) for file in files]
-    scores = [float(each.scores["wma"][0]) for each in outputs]
-    assert table["preds"].tolist() == pytest.approx(scores, abs=1e-5)
-    out = tmp_path / "echonet.csv"
-    predict_files(member, files, str(out), columns="echonet", **options)
-    lines = [line.split(",") for line in out.read_text().splitlines()]
+    samples = [own.decode(Path(file).read_bytes())[0] for file in files]
+    outputs = own.infer(samples)
+    assert table["preds"].tolist() == pytest.approx(outputs.scores["wma"].tolist(), abs=1e-5)
+    rows = pd.DataFrame(video_rows("echonet", names, samples, outputs, "wma"))
+    lines = [line.split(",") for line in as_csv("echonet", rows).decode().splitlines()]
     assert [line[:2] for line in lines] == [[n, str(i)] for n in names for i in range(2)]
-    windows = np.concatenate([np.concatenate(each.windows["wma"]) for each in outputs])
+    windows = np.concatenate(outputs.windows["wma"])
     assert [float(line[2]) for line in lines] == pytest.approx(windows, abs=1e-4)
     with pytest.raises(ValueError, match="Unknown columns 'theirs'"):
         predict_files(member, files, str(out), columns="theirs", **options)

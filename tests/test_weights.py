@@ -312,9 +312,9 @@ def test_without_published_weights_training_starts_from_scratch_and_says_so(
     def refused(*_: Any, **__: Any) -> None:
         raise PermissionError("403: the proxy does not let this through")
 
-    monkeypatch.setattr(weights, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
     monkeypatch.setattr("timm.create_model", refused)
-    monkeypatch.setattr(weights.httpx, "head", lambda *_, **__: None)
+    monkeypatch.setattr("httpx.head", lambda *_, **__: None)
     settings = ImageModelConfig(backbone="vgg16")
     assert weights.starting_weights(settings, 1, str(tmp_path)) is None
     assert "starts from scratch" in caplog.text
@@ -343,7 +343,6 @@ def hub_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cache = tmp_path / "hub"
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(weights, "HF_HUB_OFFLINE", True)
     repository = timm.get_pretrained_cfg("test_resnet").hf_hub_id
     folder = cache / f"models--{repository.replace('/', '--')}"
     for part in ("blobs", "refs", "snapshots/1"):

@@ -74,6 +74,9 @@ def start_local(
     known = {
         _PORT: str(port),
         "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}",
+        # Workers' lines are not brought to the driver; Ray looks for new ones all the same.
+        "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+        "LOG_NAME_UPDATE_INTERVAL_S": "30",
         # Ray Train's own choice for its controllers.
         "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
         _LOCAL: "1",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
-import openvino as ov
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -84,6 +83,8 @@ class OpenVinoRuntime:
     """
 
     def __init__(self, folder: Path, *, bf16: bool, num_threads: int | None = None) -> None:
+        import openvino as ov  # of no use where a network is trained
+
         properties: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
@@ -128,6 +129,8 @@ def export_openvino(
         example: a batch of at least two samples, as the network takes it.
         folder: where model.xml and model.bin go.
     """
+    import openvino as ov
+
     tensors = tuple(torch.from_numpy(array) for array in example)
     exportable = _Exportable(model.eval(), names).eval()
     with torch.no_grad(), warnings.catch_warnings():

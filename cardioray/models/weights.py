@@ -12,10 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-import httpx
 import torch
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save
@@ -143,7 +140,10 @@ def _published(info: BackboneInfo, channels: int) -> dict[str, Tensor]:
         _NotToBeHadError: when there are none, or neither has them.
         ValueError: when the local cache is damaged.
     """
+    # Every process of a training loads this module; the driver alone asks for weights.
+    import httpx
     import timm
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 
     record = timm.get_pretrained_cfg(info.timm_id)
     if not record or not record.has_weights:
@@ -169,6 +169,8 @@ def _published(info: BackboneInfo, channels: int) -> dict[str, Tensor]:
 def _local_copy(record: Any) -> Path | None:
     """Where the weights of timm's record have been kept since they were last fetched."""
     if record.hf_hub_id:
+        from huggingface_hub import try_to_load_from_cache
+
         found = try_to_load_from_cache(record.hf_hub_id, "model.safetensors")
         return Path(found).resolve() if isinstance(found, str) else None
     kept = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(record.url).path).name)
