@@ -15,6 +15,13 @@ from hypothesis import settings
 # Before anything imports ray: a cluster of the tests needs no token, and none is to be left behind.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
+# Before anything imports torch: processes that share the tests share the cores. Threads that wait
+# for one another on cores that others hold make a second of work a minute.
+_processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+if _processes > 1:
+    _threads = max(1, len(os.sched_getaffinity(0)) // _processes)
+    os.environ.setdefault("OMP_NUM_THREADS", str(_threads))
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # The same examples in every run, and no verdict that depends on how busy the machine is.
