@@ -140,12 +140,17 @@ def _phantoms(root: Path, settings: DemoConfig, console: Console) -> Path:
     if not settings.shuffle_labels:
         return folder
     shuffled = folder / "manifest-shuffled.csv"
-    _shuffle_labels(table, settings.seed).to_csv(shuffled, index=False)
+    shuffle_labels(table, settings.seed).to_csv(shuffled, index=False)
     return shuffled
 
 
-def _shuffle_labels(table: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Every patient with the FFR and label of one drawn without replacement."""
+def shuffle_labels(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Every patient with the FFR and label of one drawn without replacement.
+
+    Args:
+        table: a manifest with the columns patient_id, ffr and label.
+        seed: of the draw.
+    """
     patients = table.drop_duplicates("patient_id").set_index("patient_id")[["ffr", "label"]]
     drawn = patients.sample(frac=1, random_state=seed)
     drawn.index = patients.index

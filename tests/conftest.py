@@ -52,7 +52,7 @@ GROUPS = {
     "test_study": "training",
     "test_training_workers": "training",
     "test_tuning": "training",
-    "test_demo": "serving",
+    "test_demo": "training",
     "test_inference": "serving",
     "test_serve_cluster": "serving",
     "test_serve_echo": "serving",

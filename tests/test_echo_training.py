@@ -114,7 +114,8 @@ def test_a_run_is_the_same_twice_and_scores_every_clip(
 
 def test_a_bundle_answers_about_a_video(shards: ShardSet, echoes: Path, tmp_path: Path) -> None:
     run = RunConfig.build("echo-ef", {}, TINY)
-    bundle = train_bundle(run, shards, str(tmp_path), name="tiny")
+    with tiny.training_here():
+        bundle = train_bundle(run, shards, str(tmp_path), name="tiny")
     predictor = cardioray.load(str(bundle.path))
     held = pd.read_parquet(bundle.path / "predictions.parquet")
     test = held[held["split"] == "test"]

@@ -77,7 +77,7 @@ def gone(processes: list[psutil.Process]) -> Callable[[], bool]:
     return lambda: not any(p.is_running() and p.status() != "zombie" for p in processes)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
