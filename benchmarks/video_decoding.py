@@ -95,8 +95,7 @@ def _ways(decoder: ClipDecoder, shielded: IsolatedDecoder) -> dict[str, Any]:
         video = open_video(data)
         assert video.num_frames is not None
         stop = min(start + (WINDOW - 1) * STRIDE + 1, video.num_frames)
-        frames = np.concatenate(list(checked_frames(video, start, stop)))
-        return frames[::STRIDE]
+        return np.concatenate(list(checked_frames(video, start, stop, STRIDE)))
 
     ways: dict[str, Any] = {
         OPENCV: (

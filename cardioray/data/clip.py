@@ -35,7 +35,7 @@ from cardioray.data.sector import Box, Sector, find_sector, whole_picture
 from cardioray.data.video import (
     BackendName,
     Video,
-    available_backends,
+    backends_for,
     checked_frames,
     open_video,
 )
@@ -64,7 +64,8 @@ class ClipPreprocess:
             frames; None keeps the frames as they are. A cine that does not state its own rate
             is kept as it is.
         max_frames: frames of a cine that are kept, from its beginning.
-        backend: reader of video files; "auto" is decord, and PyAV for what decord cannot read.
+        backend: reader of video files; "auto" is libjpeg-turbo for Motion JPEG, decord for the
+            rest, and PyAV for what these cannot read.
     """
 
     image_size: int = Field(default=112, ge=16, le=1024)
@@ -193,7 +194,7 @@ class ClipDecoder:
         is_dicom = sniff(data, CINE_KINDS, ACCEPTED_CLIPS) == "dicom"
         backends: tuple[BackendName, ...] = (self.preprocess.backend,)
         if backends == ("auto",) and not is_dicom:
-            backends = available_backends()
+            backends = backends_for(data)
         failures = []
         for backend in backends:
             try:

@@ -1,10 +1,12 @@
 """Video files as frames: AVI, MP4, MOV and whatever else FFmpeg reads.
 
 A backend reads frames in order and in pieces, so that a long or large video never lies in memory
-whole. decord is the fast one; PyAV reads what decord fails on. Neither is trusted to say that a
-file is damaged: a video that yields fewer frames than its header promises is refused.
+whole. Frames of a Motion JPEG AVI are JPEG files, which libjpeg-turbo reads twice as fast as
+FFmpeg, and any of them without the ones before it; decord reads everything else, and PyAV what
+decord fails on. None is trusted to say that a file is damaged: a video that yields fewer frames
+than its header promises is refused.
 
-Both are known to crash, hang and leak on damaged files. Call them through
+decord and PyAV are known to crash, hang and leak on damaged files. Call them through
 `cardioray.data.isolation`, which bounds what a file may cost.
 """
 
@@ -25,9 +27,10 @@ from cardioray.data.frames import (
     check_size,
     damage_explained,
 )
+from cardioray.data.motion_jpeg import JpegFrames, is_motion_jpeg
 from cardioray.registry import Registry
 
-BackendName = Literal["auto", "decord", "pyav"]
+BackendName = Literal["auto", "motion_jpeg", "decord", "pyav"]
 
 # Decoded at a time: enough to amortise a call, and little beside what a process takes anyway.
 _PIECE_BYTES = 1 << 25
@@ -57,16 +60,37 @@ class Video(ABC):
         return max(1, _PIECE_BYTES // (3 * self.height * self.width))
 
     @abstractmethod
-    def read(self, first: int, stop: int) -> Iterator[UInt8Image]:
-        """RGB frames first, ..., stop - 1 in pieces (n, H, W, 3); fewer where the file ends."""
+    def read(self, first: int, stop: int, step: int = 1) -> Iterator[UInt8Image]:
+        """RGB frames first, first + step, ... before stop, in pieces (n, H, W, 3).
+
+        They are fewer where the file ends.
+        """
 
 
 BACKENDS: Registry[Callable[[bytes], Video]] = Registry("video backend")
 
 
+@BACKENDS.register("motion_jpeg")
+class MotionJpegVideo(Video):
+    """libjpeg-turbo, frame by frame."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._frames = JpegFrames.find(data)
+        self.num_frames = len(self._frames.spans)
+        self.height, self.width = self._frames.height, self._frames.width
+        self.fps = self._frames.fps
+
+    def read(self, first: int, stop: int, step: int = 1) -> Iterator[UInt8Image]:
+        """See `Video.read`."""
+        wanted = range(first, min(stop, len(self._frames.spans)), step)
+        for at in range(0, len(wanted), self.piece):
+            yield self._frames.decode(self._data, wanted[at : at + self.piece])
+
+
 @BACKENDS.register("decord")
 class DecordVideo(Video):
-    """decord; on a stride it would seek for every frame, so that ranges are read whole."""
+    """decord; on a stride it seeks for every frame, so that ranges are read whole."""
 
     def __init__(self, data: bytes) -> None:
         import decord
@@ -82,12 +106,12 @@ class DecordVideo(Video):
         fps = float(self._reader.get_avg_fps())
         self.fps = fps if np.isfinite(fps) and fps > 0 else None
 
-    def read(self, first: int, stop: int) -> Iterator[UInt8Image]:
+    def read(self, first: int, stop: int, step: int = 1) -> Iterator[UInt8Image]:
         """See `Video.read`."""
-        end = min(stop, len(self._reader))
-        for start in range(first, end, self.piece):
-            wanted = range(start, min(start + self.piece, end))
-            yield self._reader.get_batch(wanted).asnumpy()
+        end, most = min(stop, len(self._reader)), max(1, self.piece // step) * step
+        for start in range(first, end, most):
+            wanted = range(start, min(start + most, end))
+            yield self._reader.get_batch(wanted).asnumpy()[::step]
 
 
 @BACKENDS.register("pyav")
@@ -109,14 +133,14 @@ class PyAvVideo(Video):
         rate = self._stream.average_rate
         self.fps = float(rate) if rate else None
 
-    def read(self, first: int, stop: int) -> Iterator[UInt8Image]:
+    def read(self, first: int, stop: int, step: int = 1) -> Iterator[UInt8Image]:
         """See `Video.read`."""
         self._container.seek(0)
         piece: list[UInt8Image] = []
         for number, frame in enumerate(self._container.decode(self._stream)):
             if number >= stop:
                 break
-            if number >= first:
+            if number >= first and (number - first) % step == 0:
                 piece.append(frame.to_ndarray(format="rgb24"))
             if len(piece) == self.piece:
                 yield np.stack(piece)
@@ -125,9 +149,14 @@ class PyAvVideo(Video):
             yield np.stack(piece)
 
 
-def available_backends() -> tuple[BackendName, ...]:
-    """The backends that are installed, the fastest one first."""
-    return ("decord", "pyav") if find_spec("decord") is not None else ("pyav",)
+def backends_for(data: bytes) -> tuple[BackendName, ...]:
+    """The backends that a file may be tried with, the fastest one first."""
+    found: list[BackendName] = []
+    if is_motion_jpeg(data):
+        found.append("motion_jpeg")
+    if find_spec("decord") is not None:
+        found.append("decord")
+    return (*found, "pyav")
 
 
 def open_video(data: bytes, backend: BackendName = "auto", max_pixels: int = MAX_PIXELS) -> Video:
@@ -135,7 +164,7 @@ def open_video(data: bytes, backend: BackendName = "auto", max_pixels: int = MAX
 
     Args:
         data: the whole file.
-        backend: "auto" is the first of `available_backends`.
+        backend: "auto" is the first of `backends_for`.
         max_pixels: most pixels of a frame.
 
     Raises:
@@ -143,7 +172,7 @@ def open_video(data: bytes, backend: BackendName = "auto", max_pixels: int = MAX
     """
     require_whole(data)
     if backend == "auto":
-        backend = available_backends()[0]
+        backend = backends_for(data)[0]
     opened = BACKENDS.get(backend)
     with damage_explained(_DAMAGED):
         video = opened(data)
@@ -162,6 +191,7 @@ def read_video(
     *,
     first: int = 0,
     stop: int | None = None,
+    step: int = 1,
     backend: BackendName = "auto",
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[UInt8Image, float | None]:
@@ -171,6 +201,7 @@ def read_video(
         data: the whole file.
         first: first frame.
         stop: frame to stop before; None reads to the end.
+        step: 1 for every frame, 2 for every other one.
         backend: as in `open_video`.
         max_pixels: most pixels of a frame.
 
@@ -181,27 +212,29 @@ def read_video(
         UnreadableImage: when the video cannot be read.
     """
     video = open_video(data, backend, max_pixels)
-    pieces = list(checked_frames(video, first, stop))
+    pieces = list(checked_frames(video, first, stop, step))
     return np.concatenate(pieces), video.fps
 
 
-def checked_frames(video: Video, first: int = 0, stop: int | None = None) -> Iterator[UInt8Image]:
+def checked_frames(
+    video: Video, first: int = 0, stop: int | None = None, step: int = 1
+) -> Iterator[UInt8Image]:
     """`Video.read` that ends with an error where frames are missing.
 
     Raises:
         UnreadableImage: when a frame is damaged, there is none, or the file ends early.
     """
     end = video.num_frames if stop is None else stop
-    wanted = None if end is None else end - first
+    wanted = None if end is None else len(range(first, end, step))
     got = 0
     with damage_explained(_DAMAGED):
-        for piece in video.read(first, end if end is not None else 2**31):
+        for piece in video.read(first, end if end is not None else 2**31, step):
             got += len(piece)
             yield piece
     if got == 0:
         raise UnreadableImage("The video holds no frame that can be decoded.")
     if wanted is not None and got < wanted:
-        raise _cut_off(first + got, first + wanted)
+        raise _cut_off(first + got * step, first + wanted * step)
 
 
 def require_whole(data: bytes) -> None:
