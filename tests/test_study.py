@@ -50,7 +50,7 @@ TINY = (
     "train.batch_size=6",
     "train.precision=fp32",
     "train.recipe=scratch",
-    "train.epochs=3",
+    "train.epochs=8",
     "train.learning_rate=1e-3",
     "scale.threads_per_worker=1",
     "scale.gpus_per_worker=0",
@@ -142,7 +142,7 @@ def test_a_finished_study_is_found_again_and_no_other(
     again = train_study(run_of(), shards, VIEWS, str(runs), name="study")
     assert again.identity == bundle.identity
     with pytest.raises(ValueError, match="holds a run of other settings or data"):
-        train_study(run_of("train.epochs=4"), shards, VIEWS, str(runs), name="study")
+        train_study(run_of("train.epochs=9"), shards, VIEWS, str(runs), name="study")
 
 
 def test_a_patient_is_in_the_same_split_for_every_network(bundle: Bundle) -> None:
