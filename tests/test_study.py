@@ -139,7 +139,7 @@ def test_a_bundle_of_bundles_verifies_itself(bundle: Bundle) -> None:
 def test_a_finished_study_is_found_again_and_no_other(
     bundle: Bundle, shards: ShardSet, runs: Path
 ) -> None:
-    again = train_study(run_of(), shards, VIEWS, str(runs), name="study")
+    again = train_study(run_of(), shards, ("PLAX", "a4c", "PLAX"), str(runs), name="study")
     assert again.identity == bundle.identity
     with pytest.raises(ValueError, match="holds a run of other settings or data"):
         train_study(run_of("train.epochs=9"), shards, VIEWS, str(runs), name="study")

@@ -119,7 +119,8 @@ def train_study(
     if not isinstance(run.task, VideoTask):
         raise ValueError(f"{run.task.name} has no views; only tasks about clips are fused.")
     known = _known_views(shards)
-    chosen = tuple(_named(view, known) for view in views) or known
+    named = {_named(view, known) for view in views} or set(known)
+    chosen = tuple(view for view in known if view in named)
     if len(chosen) < 2:
         raise ValueError(f"fusion needs at least two views, not {', '.join(chosen) or 'none'}.")
     cluster.connect()
