@@ -21,7 +21,7 @@ from cardioray.training.run import make_plan
 from cardioray.training.settings import RunConfig
 from cardioray.training.single import train_bundle
 
-COUNT, SIZE = 30, 32
+COUNT, SIZE = 30, 16
 TINY = (
     f"preprocess.image_size={SIZE}",
     "split.cross_fit_folds=0",
@@ -50,7 +50,7 @@ def heart(ef: float, frames: int, seed: int) -> np.ndarray:
     clip = rng.integers(90, 160, (frames, SIZE, SIZE))
     for number in range(frames):
         lost = ef / 100 * (1 - np.cos(2 * np.pi * number / 12 + phase)) / 2
-        clip[number][np.hypot(x - 16, y - 16) < 11 * np.sqrt(1 - lost)] //= 6
+        clip[number][np.hypot(x - 8, y - 8) < 5.5 * np.sqrt(1 - lost)] //= 6
     return clip.astype(np.uint8)
 
 

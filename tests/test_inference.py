@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import shutil
 from dataclasses import dataclass
@@ -117,13 +118,28 @@ class TestEvaluateBundle:
         assert len(table) == found.frames
         assert (out / "plots" / "ffr" / "roc.png").stat().st_size > 1000
 
-    def test_train_patients_of_the_own_data_are_those_without_predictions(self, made: Made) -> None:
+    def test_train_patients_are_those_without_predictions_and_noise_is_put_on_theirs(
+        self, made: Made, tmp_path: Path
+    ) -> None:
         held = pd.read_parquet(made.bundle.path / "predictions.parquet")
         everyone = pd.read_csv(made.data / "manifest.csv", dtype=str)["patient_id"].nunique()
+        console = Console(file=io.StringIO(), width=80)
         found = evaluate_bundle(
-            str(made.bundle.path), str(made.data), split="train", console=QUIET
+            str(made.bundle.path),
+            str(made.data),
+            split="train",
+            out=str(tmp_path),
+            console=console,
+            noise=[0.9],
         )["ffr"]
         assert found.patients == everyone - held["patient_id"].nunique()
+        table = pd.read_csv(tmp_path / "noise.csv")
+        assert table["share"].tolist() == [0, 0.9]
+        assert table["value"][0] == pytest.approx(found.per_study.values["auc"].value)
+        assert (tmp_path / "plots" / "noise.png").read_bytes().startswith(b"\x89PNG")
+        assert "with pixels made black" in console.file.getvalue()
+        with pytest.raises(ValueError, match="shares are between 0 and 1"):
+            evaluate_bundle(str(made.bundle.path), str(made.data), noise=[1.5])
 
     def test_openvino_differs_within_the_recorded_tolerance(
         self, made: Made, tmp_path: Path
