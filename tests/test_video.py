@@ -112,6 +112,9 @@ def test_what_motion_jpeg_cannot_vouch_for_is_left_to_the_others() -> None:
         read_video(bytes(larger), backend="motion_jpeg")
     (sample,) = decoder().decode(bytes(data), None)
     assert sample.arrays[CLIP].shape == (8, 112, 112, 1)
+    more = encode_video(clip, 25.0) + b"RIFF" + struct.pack("<I", 4) + b"AVIX"
+    with pytest.raises(UnreadableImage, match="second part"):
+        read_video(more, backend="motion_jpeg")
 
 
 @pytest.mark.parametrize("size", [(48, 80), (50, 62), (120, 34)])

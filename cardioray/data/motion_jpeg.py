@@ -44,10 +44,14 @@ class JpegFrames:
         """
         if not is_motion_jpeg(data):
             raise UnreadableImage("The file is no AVI with Motion JPEG.")
-        lists = {data[at : at + 4]: (at + 4, end) for at, end in _lists(data, 12, len(data))}
+        if any(name == b"RIFF" for name, _, _ in _chunks(data, 12, len(data))):
+            # The header counts the frames of the first part alone, so that no check would tell.
+            raise UnreadableImage("The AVI goes on in a second part.")
+        lists = {_name(data, at): (at + 4, end) for at, end in _lists(data, 12, len(data))}
         if b"hdrl" not in lists or b"movi" not in lists:
             raise UnreadableImage("The AVI has no header or no frames.")
-        streams = [span for span in _lists(data, *lists[b"hdrl"]) if _names(data, span) == b"strl"]
+        inner = _lists(data, *lists[b"hdrl"])
+        streams = [(at, end) for at, end in inner if _name(data, at) == b"strl"]
         for number, (at, end) in enumerate(streams):
             parts = {name: body for name, *body in _chunks(data, at + 4, end)}
             if b"strh" not in parts or b"strf" not in parts:
@@ -110,8 +114,9 @@ def _lists(data: bytes, at: int, end: int) -> Iterator[tuple[int, int]]:
     return ((start, stop) for name, start, stop in _chunks(data, at, end) if name == _LIST)
 
 
-def _names(data: bytes, span: tuple[int, int]) -> bytes:
-    return data[span[0] : span[0] + 4]
+def _name(data: bytes, at: int) -> bytes:
+    """What the list whose content begins at a place is called."""
+    return data[at : at + 4]
 
 
 def _frames(

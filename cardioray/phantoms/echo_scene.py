@@ -1,10 +1,6 @@
-"""An echo cine of a phantom patient: where tissue is at every moment, and how a scanner shows it.
+"""An echo cine of a phantom patient: where tissue is at every moment, and how strongly it reflects.
 
-Scatterers are one complex random field that is fixed to the tissue. For every frame the field is
-looked up where each point of the scan lay at end diastole, weighted by how strongly that tissue
-reflects, and blurred along and across the beams, whose magnitude is speckle with Rayleigh
-statistics that moves with the tissue (J. C. Bamber and R. J. Dickinson, Phys. Med. Biol. 1980,
-doi:10.1088/0031-9155/25/3/006).
+`echo_scan` shows it as a scanner does.
 """
 
 from __future__ import annotations
@@ -15,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cardioray.phantoms.drawing import Stream, draw, stream
+from cardioray.phantoms.drawing import Stream, stream
 from cardioray.phantoms.echo_config import EchoPhantomConfig
 from cardioray.phantoms.echo_patient import (
     VIEW_PHI,
@@ -25,31 +21,15 @@ from cardioray.phantoms.echo_patient import (
     ViewName,
     draw_rhythm,
 )
+from cardioray.phantoms.echo_scan import BLOOD, Scan
 from cardioray.phantoms.ventricle import TRUNCATION, Ventricle, contraction_at
 
 Floats = NDArray[np.float32]
 
-# The scan: samples along a beam, and beams.
-_SAMPLES, _BEAMS = 150, 100
-_FIELD_PX_PER_CM = 24
-_FIELD_CM = 24.0
 _THETAS = 512
-# Noise is drawn once for this many scans, and every frame takes a stretch of it.
-_BANK = 12
 
 # Amplitudes of tissue.
-_BLOOD, _MUSCLE, _BORDER, _PERICARDIUM, _SCAR, _VALVE, _OTHER = 0.008, 0.3, 0.5, 1.0, 0.9, 0.8, 0.22
-
-# Blur along (samples) and across (beams) of the scan; it takes the field's amplitude down by
-# sqrt(4 pi * product), which is given back.
-_AXIAL, _LATERAL = 0.8, 1.4
-_BLUR_GAIN = np.float32(np.sqrt(4 * np.pi * _AXIAL * _LATERAL) / np.sqrt(2))
-# What scanners smooth the detected picture by, in px.
-_SMOOTH = 0.6
-# Scanners show mid levels darker than the logarithm does.
-_GREY_MAP = 1.6
-# Reflectivity of tissue varies from place to place: correlation in cm, and SD of its logarithm.
-_PATCH_CM, _PATCH_SD = 0.9, 0.45
+_MUSCLE, _BORDER, _PERICARDIUM, _SCAR, _VALVE, _OTHER = 0.3, 0.5, 1.0, 0.9, 0.8, 0.22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +80,7 @@ def render_view(patient: EchoPatient, view: ViewName, config: EchoPhantomConfig)
         irregular=patient.irregular,
     )
     pose = _draw_pose(stream(patient.seed, patient.index, Stream.VIEW, number), view, config)
-    scan = _Scan.draw(stream(patient.seed, patient.index, Stream.SCENE, number), config)
+    scan = Scan.draw(stream(patient.seed, patient.index, Stream.SCENE, number), config)
     noise = stream(patient.seed, patient.index, Stream.NOISE, number)
     heart = _Heart.of(patient.ventricle, view, pose, scan)
     frames = np.empty((rhythm.num_frames, config.image_size_px, config.image_size_px), np.uint8)
@@ -163,7 +143,7 @@ class _Heart:
     outside: Floats
 
     @classmethod
-    def of(cls, ventricle: Ventricle, view: ViewName, pose: Pose, scan: _Scan) -> _Heart:
+    def of(cls, ventricle: Ventricle, view: ViewName, pose: Pose, scan: Scan) -> _Heart:
         plane = _Plane.of(ventricle, VIEW_PHI[view])
         return cls(ventricle, view, pose, scan.x, scan.y, plane, _outside(scan, pose))
 
@@ -233,7 +213,7 @@ class _Heart:
         amplitude[above & (np.abs(rho - outer) < 0.12)] = _PERICARDIUM * 0.6
         amplitude[above & (np.abs(rho - cavity - 0.08) < 0.1)] = _BORDER
         blood = above & (rho < cavity)
-        amplitude[blood] = _BLOOD
+        amplitude[blood] = BLOOD
         if self.view != "PLAX":
             # A papillary muscle that leans on the wall.
             side = aside > 0
@@ -261,7 +241,7 @@ class _Heart:
             root = np.where(below > -0.2, np.abs(aside - 1.25) / np.float32(1.25), np.float32(9))
             self._chamber(amplitude, root.astype(np.float32), 1.25)
             right = (distance > 0) & (distance < 2.0 * (1 - 0.2 * contraction)) & (aside > 0)
-            amplitude[right & (along > 0.3 * base) & (below < 2.5)] = _BLOOD
+            amplitude[right & (along > 0.3 * base) & (below < 2.5)] = BLOOD
             return
         atrium = np.hypot((below - 2.2) / (2.3 * swelling), (aside - 0.1) / (2.0 * swelling))
         self._chamber(amplitude, atrium, 2.1)
@@ -273,12 +253,12 @@ class _Heart:
             right = (aside < 0) & (along < base) & (distance > 0) & (distance < width)
             border = (aside < 0) & (along < base) & (np.abs(distance - width - 0.15) < 0.2)
             amplitude[border & (share > 0)] = _BORDER
-            amplitude[right] = _BLOOD
+            amplitude[right] = BLOOD
 
     def _chamber(self, amplitude: Floats, level: Floats, radius_cm: float) -> None:
         """A dark room where `level` is below 1, with a bright thin wall."""
         amplitude[np.abs(level - 1 - 0.08 / radius_cm) < 0.13 / radius_cm] = _BORDER
-        amplitude[level < 1] = _BLOOD
+        amplitude[level < 1] = BLOOD
 
     def _add_valves(
         self,
@@ -386,7 +366,7 @@ def _distance(
     return found
 
 
-def _outside(scan: _Scan, pose: Pose) -> Floats:
+def _outside(scan: Scan, pose: Pose) -> Floats:
     """Reflectivity around the heart: soft tissue near the probe and behind it, lung at the sides.
 
     Lung reflects nearly all sound at its surface, and is dark behind it.
@@ -398,119 +378,3 @@ def _outside(scan: _Scan, pose: Pose) -> Floats:
     away = np.hypot((scan.x - middle[0]) / 6.5, (scan.y - middle[1]) / 8.5)
     fading: Floats = _OTHER * (0.12 + 0.88 / (1 + np.exp((away - 1.0) * 7)))
     return fading.astype(np.float32)
-
-
-@dataclass(frozen=True)
-class _Scan:
-    """A scanner with its settings, and where its samples are."""
-
-    x: Floats
-    y: Floats
-    cm_per_px: float
-    size: int
-    gain: Floats
-    haze: Floats
-    noise: float
-    dynamic_range_db: float
-    gain_db: float
-    field: Floats
-    bank: Floats
-    to_beam: Floats
-    to_sample: Floats
-    inside: NDArray[np.bool_]
-
-    @classmethod
-    def draw(cls, rng: np.random.Generator, config: EchoPhantomConfig) -> _Scan:
-        depth = draw(rng, config.depth_cm)
-        half = np.deg2rad(draw(rng, config.half_angle_deg))
-        radius = (np.arange(_SAMPLES, dtype=np.float32) + 0.5) * np.float32(depth / _SAMPLES)
-        angle = np.linspace(-half, half, _BEAMS, dtype=np.float32)
-        x = radius[:, None] * np.sin(angle)
-        y = radius[:, None] * np.cos(angle)
-        field_px = int(_FIELD_CM * _FIELD_PX_PER_CM)
-        field = rng.standard_normal((field_px, field_px, 2), dtype=np.float32)
-        field *= _patches(rng, field_px)[..., None]
-        decay = 10 ** (-draw(rng, config.attenuation_db_per_cm) * radius / 20)
-        gain = (decay[:, None] * _beam_losses(rng, draw(rng, config.dropout))).astype(np.float32)
-        near = np.exp(-radius / np.float32(1.3))[:, None] * np.float32(draw(rng, config.haze))
-        haze = rng.standard_normal((_SAMPLES, _BEAMS, 2), dtype=np.float32) * near[..., None]
-        size = config.image_size_px
-        step = max(2 * depth * np.sin(half), depth) / size
-        px = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(step)
-        across, down = np.meshgrid(px - np.float32(size * step / 2), px)
-        distance, towards = np.hypot(across, down), np.arctan2(across, down)
-        return cls(
-            x=x,
-            y=y,
-            cm_per_px=float(step),
-            size=size,
-            gain=gain,
-            haze=haze,
-            noise=draw(rng, config.noise),
-            dynamic_range_db=draw(rng, config.dynamic_range_db),
-            gain_db=draw(rng, config.gain_db),
-            field=field,
-            bank=rng.standard_normal(_BANK * _SAMPLES * _BEAMS, dtype=np.float32),
-            to_beam=((towards + half) / (2 * half) * (_BEAMS - 1)).astype(np.float32),
-            to_sample=(distance / depth * _SAMPLES - 0.5).astype(np.float32),
-            inside=(distance < depth) & (np.abs(towards) < half),
-        )
-
-    def show(
-        self, amplitude: Floats, x: Floats, y: Floats, noise: np.random.Generator
-    ) -> NDArray[np.uint8]:
-        """The picture of one moment."""
-        scale = np.float32(_FIELD_PX_PER_CM)
-        columns, rows = (x + np.float32(_FIELD_CM / 2)) * scale, (y + np.float32(2)) * scale
-        scatterers = cv2.remap(
-            self.field, columns, rows, cv2.INTER_NEAREST, borderMode=cv2.BORDER_WRAP
-        )
-        # Blood is new in every frame: it flows through the plane.
-        blood = amplitude <= _BLOOD
-        fresh = self._fresh(noise)
-        scatterers[blood] = fresh[blood]
-        signal = scatterers * (amplitude * self.gain * _BLUR_GAIN)[..., None] + self.haze
-        signal = cv2.GaussianBlur(signal, (0, 0), sigmaX=_LATERAL, sigmaY=_AXIAL)
-        signal += self._fresh(noise) * np.float32(self.noise)
-        magnitude = cv2.magnitude(signal[..., 0], signal[..., 1])
-        decibel = np.float32(20 / np.log(10)) * cv2.log(magnitude + np.float32(1e-6))
-        level = (decibel + np.float32(self.gain_db + self.dynamic_range_db)) / np.float32(
-            self.dynamic_range_db
-        )
-        shown = np.float32(255) * cv2.pow(np.clip(level, 0, 1), _GREY_MAP)
-        grey = cv2.GaussianBlur(shown, (0, 0), _SMOOTH)
-        picture = cv2.remap(grey, self.to_beam, self.to_sample, cv2.INTER_LINEAR)
-        picture[~self.inside] = 0
-        shown_uint8: NDArray[np.uint8] = np.rint(picture).astype(np.uint8)
-        return shown_uint8
-
-    def _fresh(self, noise: np.random.Generator) -> Floats:
-        """Normal noise (_SAMPLES, _BEAMS, 2): a random stretch of a long list of it."""
-        wanted = _SAMPLES * _BEAMS * 2
-        start = int(noise.integers(len(self.bank) - wanted))
-        return self.bank[start : start + wanted].reshape(_SAMPLES, _BEAMS, 2)
-
-    def to_px(self, points_cm: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Points (..., 2) of the picture in px, counted from the middle of the first pixel."""
-        shift = np.array([self.size / 2 - 0.5, -0.5])
-        return np.asarray(points_cm / self.cm_per_px + shift)
-
-
-def _patches(rng: np.random.Generator, size: int) -> Floats:
-    """Log-normal reflectivity (size, size) around 1, smooth over `_PATCH_CM`."""
-    step = 6
-    coarse = rng.standard_normal((size // step, size // step), dtype=np.float32)
-    coarse = cv2.GaussianBlur(coarse, (0, 0), _PATCH_CM * _FIELD_PX_PER_CM / step)
-    coarse *= np.float32(_PATCH_SD) / coarse.std()
-    fine: Floats = np.exp(cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC))
-    return fine
-
-
-def _beam_losses(rng: np.random.Generator, largest: float) -> NDArray[np.float64]:
-    """Amplitude that is left along each beam: shadows of ribs and lung."""
-    angle = np.linspace(-1, 1, _BEAMS)
-    left = np.ones(_BEAMS)
-    for _ in range(rng.integers(1, 4)):
-        middle, width = rng.uniform(-1, 1), rng.uniform(0.06, 0.25)
-        left *= 1 - largest * rng.random() * np.exp(-(((angle - middle) / width) ** 2))
-    return left
