@@ -179,14 +179,19 @@ class Interruption:
         # An epoch says how far it is while it trains; its checkpoint comes later.
         if state["epoch"] <= self.after:
             return
-        snapshot = storage.join(self.run, "checkpoint_manager_snapshot.json")
-        wanted = f"checkpoint_{self.after:05d}".encode()
-        wait_for(lambda: storage.exists(snapshot) and wanted in storage.read_bytes(snapshot))
+        wait_for(lambda: registered(self.run, self.after))
         self.happened.touch()
         if self.kill:
             os.kill(os.getpid(), signal.SIGKILL)
         while True:
             time.sleep(1)
+
+
+def registered(run: str, checkpoint: int) -> bool:
+    """Whether Ray Train knows of a checkpoint, which its folder being there does not say."""
+    snapshot = storage.join(run, "checkpoint_manager_snapshot.json")
+    wanted = f"checkpoint_{checkpoint:05d}".encode()
+    return storage.exists(snapshot) and wanted in storage.read_bytes(snapshot)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 240.0) -> None:
