@@ -13,7 +13,7 @@ from cardioray.models.video import VideoModel, VideoModelConfig
 @pytest.fixture(scope="module")
 def model() -> VideoModel:
     torch.manual_seed(0)
-    settings = VideoModelConfig(backbone="r2plus1d_10", pretrained="none")
+    settings = VideoModelConfig(backbone="r2plus1d_10_slim", pretrained="none")
     net = VideoModel(settings, channels=1, outputs=("ef",)).eval()
     net.initialise((100.0,), (50.0,), {"ef": 55.0})
     return net

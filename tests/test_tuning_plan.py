@@ -17,6 +17,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from safetensors.torch import save_file
 
 from cardioray.data.shards import ShardIndex, ShardSet
+from cardioray.models.video import VIDEO_BACKBONES
 from cardioray.tasks.base import Monitor
 from cardioray.training.run import _some_patients
 from cardioray.training.settings import RunConfig
@@ -237,8 +238,9 @@ def test_a_search_draws_what_the_task_has() -> None:
     [
         ("ffr", "densenet*", ("densenet121", "densenet169", "densenet201")),
         ("ffr", "VGG-16,resnet18", ("vgg16", "resnet18")),
-        ("echo-ef", "r2plus1d*", ("r2plus1d_18", "r2plus1d_10")),
-        ("echo-cmr", "mc3_18, all", ("mc3_18", "r2plus1d_18", "r3d_18", "r2plus1d_10")),
+        ("echo-ef", "r2plus1d*", ("r2plus1d_18", "r2plus1d_10", "r2plus1d_10_slim")),
+        ("echo-cmr", "mc3_18, r3d_18", ("mc3_18", "r3d_18")),
+        ("echo-cmr", "mc3_18, all", ("mc3_18", *(n for n in VIDEO_BACKBONES if n != "mc3_18"))),
     ],
 )
 def test_backbones_are_chosen_by_name_wildcard_and_all(

@@ -31,7 +31,7 @@ ECHO = (
     "sampling.frames=6",
     "sampling.stride=2",
     "sampling.step=4",
-    "model.backbone=r2plus1d_10",
+    "model.backbone=r2plus1d_10_slim",
 )
 _SPLITS = ("train",) * 24 + ("validation",) * 8 + ("calibration",) * 8 + ("test",) * 8
 

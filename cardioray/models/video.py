@@ -14,6 +14,8 @@ from cardioray import storage
 from cardioray.config import config
 from cardioray.registry import Registry
 
+PUBLISHED_WIDTH = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class VideoBackboneInfo:
@@ -26,7 +28,7 @@ class VideoBackboneInfo:
         kind: how it convolves: "r2plus1d" along frames after each picture, "r3d" over both at
             once, "mc3" over both in the first stages only.
         weights: name of torchvision's record of its published weights, or None.
-        feature_width: channels of the pooled feature vector.
+        width: channels of the first stage; every later stage has twice those before it.
     """
 
     name: str
@@ -34,7 +36,12 @@ class VideoBackboneInfo:
     layers: tuple[int, int, int, int]
     kind: Literal["r2plus1d", "r3d", "mc3"]
     weights: str | None
-    feature_width: int = 512
+    width: int
+
+    @property
+    def feature_width(self) -> int:
+        """Channels of the pooled feature vector."""
+        return 8 * self.width
 
 
 VIDEO_BACKBONES: Registry[VideoBackboneInfo] = Registry("video backbone")
@@ -46,18 +53,21 @@ def _add(
     kind: Literal["r2plus1d", "r3d", "mc3"],
     layers: tuple[int, int, int, int],
     weights: str | None,
+    width: int = PUBLISHED_WIDTH,
 ) -> None:
-    VIDEO_BACKBONES.add(
-        name, VideoBackboneInfo(name=name, title=title, layers=layers, kind=kind, weights=weights)
+    info = VideoBackboneInfo(
+        name=name, title=title, layers=layers, kind=kind, weights=weights, width=width
     )
+    VIDEO_BACKBONES.add(name, info)
 
 
 _EIGHTEEN = (2, 2, 2, 2)
 _add("r2plus1d_18", "R(2+1)D-18", "r2plus1d", _EIGHTEEN, "R2Plus1D_18_Weights.KINETICS400_V1")
 _add("r3d_18", "R3D-18", "r3d", _EIGHTEEN, "R3D_18_Weights.KINETICS400_V1")
 _add("mc3_18", "MC3-18", "mc3", _EIGHTEEN, "MC3_18_Weights.KINETICS400_V1")
-# Half as deep: what a CPU trains in an hour. Nobody publishes weights of it.
+# For CPUs: half as deep, and a quarter as wide. Nobody publishes weights of them.
 _add("r2plus1d_10", "R(2+1)D-10", "r2plus1d", (1, 1, 1, 1), None)
+_add("r2plus1d_10_slim", "R(2+1)D-10, slim", "r2plus1d", (1, 1, 1, 1), None, width=16)
 
 
 @config
@@ -142,7 +152,41 @@ def _build(info: VideoBackboneInfo) -> Any:
         "mc3": ([Conv3DSimple, *[Conv3DNoTemporal] * 3], BasicStem),
     }
     convolutions, stem = makers[info.kind]
-    return VideoResNet(BasicBlock, convolutions, list(info.layers), stem)
+    if info.width == PUBLISHED_WIDTH:
+        return VideoResNet(BasicBlock, convolutions, list(info.layers), stem)
+
+    class Narrow(VideoResNet):  # type: ignore[misc]
+        """torchvision's network with fewer channels in every stage."""
+
+        def _make_layer(
+            self, block: Any, convolution: Any, planes: int, *blocks: int, **stride: int
+        ) -> nn.Sequential:
+            if not hasattr(self, "layer1"):
+                self.stem = _narrow_stem(self.stem, info.width)
+                self.inplanes = info.width
+            planes = planes * info.width // PUBLISHED_WIDTH
+            made = super()._make_layer(block, convolution, planes, *blocks, **stride)
+            assert isinstance(made, nn.Sequential)
+            return made
+
+    return Narrow(BasicBlock, convolutions, list(info.layers), stem)
+
+
+def _narrow_stem(stem: nn.Sequential, width: int) -> nn.Sequential:
+    """The stem with fewer channels in each of its layers, except the clip's own."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for layer in stem:
+        if isinstance(layer, nn.Conv3d):
+            out = layer.out_channels * width // PUBLISHED_WIDTH
+            shape: Any = (layer.kernel_size, layer.stride, layer.padding)
+            layers.append(nn.Conv3d(channels, out, *shape, bias=False))
+            channels = out
+        elif isinstance(layer, nn.BatchNorm3d):
+            layers.append(nn.BatchNorm3d(channels))
+        else:
+            layers.append(layer)
+    return nn.Sequential(*layers)
 
 
 class VideoModel(nn.Module):
