@@ -29,7 +29,7 @@ def test_nothing_is_found_in_shuffled_labels(ray_local: None, tmp_path: Path) ->
     run = tiny.tiny_run("split.cross_fit_folds=2")
     manifest = run.task.read_manifest(str(folder), None)
     shards = prepare(run.task, manifest, str(tmp_path / "shards"))
-    with tiny.training_here():
+    with tiny.training_here(draws=True):
         bundle = train_bundle(run, shards, str(tmp_path / "runs"))
     figures = bundle.json("metrics.json")["targets"]["ffr"]
     auc = figures["per_study"]["auc"]

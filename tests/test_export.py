@@ -62,6 +62,7 @@ def test_few_patients_are_calibrated_on_what_folds_say_of_them(
         return tiny.train_plan_here(plan)
 
     monkeypatch.setattr(single, "train", here)
+    monkeypatch.setattr(export, "_write_plots", lambda *_: None)
     shards = tiny.tiny_shards(tmp_path)
     run = tiny.tiny_run(f"split.cross_fit_folds={folds}", "train.epochs=1")
     bundle = single.train_bundle(run, shards, str(tmp_path / "runs"), name="few")
@@ -88,6 +89,7 @@ def test_a_second_head_learns_from_the_patients_that_have_its_number(
         return tiny.train_plan_here(plan)
 
     monkeypatch.setattr(single, "train", here)
+    monkeypatch.setattr(export, "_write_plots", lambda *_: None)
     task = tiny.tiny_run().task
     table = pd.read_csv(tiny.write_pictures(tmp_path / "pictures") / "manifest.csv")
     number = table["patient_id"].str.removeprefix("p").astype(int)

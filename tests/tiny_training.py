@@ -124,8 +124,12 @@ def train_plan_here(plan: TrainPlan) -> Outcome:
 
 
 @contextlib.contextmanager
-def training_here() -> Iterator[None]:
-    """What makes bundles trains in this process: starting Ray Train's own takes 15 s of a core."""
+def training_here(*, draws: bool = False) -> Iterator[None]:
+    """What makes bundles trains in this process: starting Ray Train's own takes 15 s of a core.
+
+    Args:
+        draws: draw the plots of bundles, too, a quarter of what making one takes.
+    """
 
     def train(
         run: RunConfig,
@@ -143,6 +147,8 @@ def training_here() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cardioray.training.single.train", train)
+        if not draws:
+            patch.setattr("cardioray.training.export._write_plots", lambda *_: None)
         yield
 
 
