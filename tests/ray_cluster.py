@@ -26,10 +26,12 @@ def private_folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def local_cluster(num_cpus: int = 4, num_gpus: int | None = None) -> Iterator[None]:
+def local_cluster(
+    num_cpus: int = 4, num_gpus: int | None = None, *, dashboard: bool = True
+) -> Iterator[None]:
     """One node that this process joins and ends; serves if asked to."""
     with private_folder() as folder, environment({**VARIABLES, "RAY_TMPDIR": str(folder)}):
-        cluster.start_local(num_cpus, num_gpus)
+        cluster.start_local(num_cpus, num_gpus, dashboard=dashboard)
         try:
             yield
         finally:
@@ -40,10 +42,10 @@ def local_cluster(num_cpus: int = 4, num_gpus: int | None = None) -> Iterator[No
 _kept = contextlib.ExitStack()
 
 
-def keep_cluster(num_cpus: int, num_gpus: int | None = None) -> None:
+def keep_cluster(num_cpus: int, num_gpus: int | None = None, *, dashboard: bool = True) -> None:
     """Start a cluster that stays up until `end_kept_cluster`, unless it is up."""
     if not ray.is_initialized():
-        _kept.enter_context(local_cluster(num_cpus, num_gpus))
+        _kept.enter_context(local_cluster(num_cpus, num_gpus, dashboard=dashboard))
 
 
 def end_kept_cluster() -> None:

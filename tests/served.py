@@ -22,7 +22,7 @@ from ray_cluster import keep_cluster
 @contextlib.contextmanager
 def serving_cluster() -> Iterator[None]:
     """A kept cluster of 8 CPUs, on which nothing is served before and after."""
-    keep_cluster(num_cpus=8)
+    keep_cluster(num_cpus=8, dashboard=False)
     try:
         yield
     finally:

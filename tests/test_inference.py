@@ -60,7 +60,7 @@ class Made:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """Random weights, scored as a finished run scores: every step but training itself."""
-    keep_cluster(num_cpus=8)
+    keep_cluster(num_cpus=8, dashboard=False)
     root = tmp_path_factory.mktemp("inference")
     data = root / "phantoms"
     # Few enough frames for one call of one actor.

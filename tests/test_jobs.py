@@ -30,6 +30,7 @@ from cardioray.bundle import open_bundle
 from cardioray.cli import app
 from cardioray.data.shards import ShardSet
 from cardioray.phantoms.angiogram import PRESETS, write_angiograms
+from cardioray.serve.deploy import deploy_config
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -194,6 +195,8 @@ def test_jobs_make_a_model_that_serve_run_and_serve_deploy_bring_to_answer(
     deployed = ray_head.call("serve", "deploy", str(settings), "--address", ray_head.dashboard)
     assert deployed.returncode == 0, deployed.stdout + deployed.stderr
     answers_as_the_job_did()
+    # What is there already is deployed as `cardioray deploy` does it.
+    assert deploy_config(str(settings), ray_head.dashboard) == {"ffr": url}
 
 
 def config_on_a_free_port(file: Path) -> tuple[Path, str]:

@@ -147,6 +147,7 @@ def training_here(*, draws: bool = False) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cardioray.training.single.train", train)
+        patch.setattr("cardioray.tuning.compare.train", train)
         if not draws:
             patch.setattr("cardioray.training.export._write_plots", lambda *_: None)
         yield
