@@ -14,6 +14,7 @@ TASKS = {
     "echonet_dynamic": "echo-ef",
     "echo_ef_cpu": "echo-ef",
     "echo_cmr_adamw": "echo-cmr",
+    "echo_cmr_cpu": "echo-cmr",
 }
 
 

@@ -37,7 +37,7 @@ class EchoViewSettings(VideoSettings):
     classes: tuple[str, ...] = Field(default=("A4C", "A2C", "PLAX"), min_length=2)
     # A view is told from a few frames: half a beat, one window a cine.
     sampling: ClipSampling = ClipSampling(frames=8, stride=3, max_windows=1)
-    model: VideoModelConfig = VideoModelConfig(backbone="r2plus1d_10", pretrained="none")
+    model: VideoModelConfig = VideoModelConfig(backbone="r2plus1d_10_slim", pretrained="none")
 
     def __post_init__(self) -> None:
         if self.views and {v.lower() for v in self.views} != {c.lower() for c in self.classes}:
