@@ -180,3 +180,21 @@ def test_views_are_chosen(tmp_path: Path) -> None:
     assert chosen.table["source"].tolist() == ["v0.avi", "v3.avi"]
     with pytest.raises(ValueError, match="No row is of view A3C"):
         make_task("echo-ef", {"views": ["A3C"]}).read_manifest(str(tmp_path), None)
+
+
+def test_a_list_that_says_nothing_of_the_question_gives_way_to_the_manifest(
+    tmp_path: Path,
+) -> None:
+    folder = write_echonet(tmp_path, count=5)
+    rows = [
+        {"source": f"Videos/0X{number:04d}.avi", "patient_id": f"p{number}", "wma": number % 2}
+        for number in range(5)
+    ]
+    pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)
+    assert "ef" in {c.lower() for c in make_task("echo-ef").read_manifest(str(folder), None).table}
+    found = make_task("echo-cmr").read_manifest(str(folder), None).table
+    assert found["patient_id"].tolist() == [f"p{number}" for number in range(5)]
+    assert found["wma"].tolist() == [0, 1, 0, 1, 0]
+    (folder / "manifest.csv").unlink()
+    with pytest.raises(ValueError, match="needs a column 'wma'"):
+        make_task("echo-cmr").read_manifest(str(folder), None)

@@ -67,7 +67,7 @@ def read_echo_manifest(
             file, row and column.
     """
     data = storage.absolute(data)
-    path = data if data.lower().endswith(TABLE_SUFFIXES) else _table_of(data)
+    path = data if data.lower().endswith(TABLE_SUFFIXES) else _table_of(data, targets)
     if path is None:
         return read_manifest(data, targets, patient_from=patient_from)
     table = _in_our_words(read_table(path, targets), targets)
@@ -124,13 +124,18 @@ def traced_area(lines: pd.DataFrame) -> float:
     return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
 
 
-def _table_of(folder: str) -> str | None:
-    """FileList.csv of a folder, in any case, else its manifest."""
-    if storage.exists(folder):
-        for file in relative_files(folder):
-            if file.lower() == _FILE_LIST:
-                return storage.join(folder, file)
-    return find_table(folder, "manifest")
+def _table_of(folder: str, targets: Sequence[Target]) -> str | None:
+    """FileList.csv of a folder, in any case, else its manifest.
+
+    Where both are there, the list is passed over if it says nothing of the first target.
+    """
+    files = relative_files(folder) if storage.exists(folder) else []
+    lists = [storage.join(folder, file) for file in files if file.lower() == _FILE_LIST]
+    manifest = find_table(folder, "manifest")
+    if not lists or manifest is None:
+        return lists[0] if lists else manifest
+    table = _with_headline(read_table(lists[0], targets), targets[0])
+    return lists[0] if set(_columns_of(targets[0])) & set(table.columns) else manifest
 
 
 def _columns_of(target: Target) -> list[str]:
