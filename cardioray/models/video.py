@@ -158,6 +158,8 @@ def _build(info: VideoBackboneInfo) -> Any:
     class Narrow(VideoResNet):  # type: ignore[misc]
         """torchvision's network with fewer channels in every stage."""
 
+        stem: nn.Sequential
+
         def _make_layer(
             self, block: Any, convolution: Any, planes: int, *blocks: int, **stride: int
         ) -> nn.Sequential:
@@ -179,8 +181,10 @@ def _narrow_stem(stem: nn.Sequential, width: int) -> nn.Sequential:
     for layer in stem:
         if isinstance(layer, nn.Conv3d):
             out = layer.out_channels * width // PUBLISHED_WIDTH
-            shape: Any = (layer.kernel_size, layer.stride, layer.padding)
-            layers.append(nn.Conv3d(channels, out, *shape, bias=False))
+            kernel, stride, padding = layer.kernel_size, layer.stride, layer.padding
+            layers.append(
+                nn.Conv3d(channels, out, kernel, stride, padding, bias=False)  # type: ignore[arg-type]
+            )
             channels = out
         elif isinstance(layer, nn.BatchNorm3d):
             layers.append(nn.BatchNorm3d(channels))

@@ -87,6 +87,7 @@ class VideoTask(Task):
     """Heads over a clip; what a subclass adds is its targets and words."""
 
     settings: VideoSettings
+    example_file: ClassVar[str] = "cine.avi"
     measures_pixels: ClassVar[bool] = True
     shards_kind: ClassVar[str] = "clips"
     searched: ClassVar[Mapping[str, str]] = {"dropout": "model.dropout"}

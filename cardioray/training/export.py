@@ -180,7 +180,9 @@ def _write_files(source: BundleSource, folder: Path) -> None:
     _write_plots(source, points, folder)
     metadata = _metadata(source, points)
     (folder / bundles.METADATA).write_bytes(dump_json(metadata))
-    (folder / bundles.CARD).write_text(_card(metadata, evaluations, tolerance, gate, folder))
+    (folder / bundles.CARD).write_text(
+        _card(source, metadata, evaluations, tolerance, gate, folder)
+    )
 
 
 def _operating_point(
@@ -463,6 +465,7 @@ def _git_revision() -> str:
 
 
 def _card(
+    source: BundleSource,
     metadata: Mapping[str, Any],
     evaluations: Mapping[str, Evaluation],
     tolerance: Mapping[str, Any],
@@ -476,6 +479,7 @@ def _card(
         evaluations=evaluations,
         tolerance=tolerance,
         inputs=gate.summary(),
+        example_file=source.run.task.example_file,
     )
 
 

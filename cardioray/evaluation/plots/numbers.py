@@ -45,7 +45,7 @@ def bland_altman_plot(labels: ArrayLike, predictions: ArrayLike, name: str, unit
         xlabel=f"Mean of predicted and true{suffix}",
         ylabel=f"Predicted - true{suffix}",
     )
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=3)
     return figure
 
 
