@@ -23,6 +23,7 @@ from cardioray.phantoms.ventricle import (
     contraction_at,
     ef_percent,
 )
+from cardioray.tasks import make_task
 
 PLAIN = Ventricle(long_axis_cm=8.5, radius_cm=(2.4, 2.6), wall_cm=0.9, radial_shortening=0.35)
 INFARCT = Territory(phi=2.0, phi_width=0.8, theta=0.7, theta_width=0.7, loss=0.9)
@@ -160,6 +161,10 @@ def test_a_data_set_has_the_layouts_of_its_field(ray_local: None, tmp_path: Path
     recomputed = 100 * (listed["EDV"] - listed["ESV"]) / listed["EDV"]
     assert np.allclose(recomputed, listed["EF"], atol=0.01)
 
+    for task in ("echo-ef", "echo-cmr"):
+        read = make_task(task).read_manifest(str(out), None).table
+        assert len(read) == {"echo-ef": 6, "echo-cmr": 18}[task]
+        assert read["phantom"].all()  # of which answers warn
     lines = read_tracings(str(out / TRACINGS))
     assert set(lines["name"]) == set(listed["FileName"])
     for name, own in lines.groupby("name"):

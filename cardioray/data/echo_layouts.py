@@ -16,6 +16,7 @@ from cardioray.data.layouts import (
     TABLE_SUFFIXES,
     as_text,
     find_table,
+    is_phantom,
     read_table,
     relative_files,
     shown,
@@ -86,6 +87,8 @@ def read_echo_manifest(
     if "split" in table:
         table["split"] = _splits(table["split"], warnings)
     table["source"] = _found_videos(table["source"], base, path)
+    if "phantom" not in table and is_phantom(base):
+        table["phantom"] = True  # which lists of other projects have no column for
     if is_list:
         table = _with_tracings(table, base, warnings)
     return finish_manifest(table, base, targets, patient_from, warnings)

@@ -145,7 +145,7 @@ def read_class_folders(root: str, target: Target) -> tuple[pd.DataFrame, list[st
             f"{', '.join(sorted(classes))}."
         )
     table = pd.DataFrame(rows, columns=["source", target.label_column, "split"])
-    if PHANTOM_REQUEST in loose and read_phantom_request(root) is not None:
+    if PHANTOM_REQUEST in loose and is_phantom(root):
         loose.remove(PHANTOM_REQUEST)
         table["phantom"] = True  # as its manifest would say
     ignored = f"{len(loose)} file(s) outside the class folders are ignored: {shown(loose)}."
@@ -165,6 +165,12 @@ def read_phantom_request(folder: str) -> dict[str, Any] | None:
         case {"request": {"phantom": str()}, "complete": bool()}:
             return dict(content)
     return None
+
+
+def is_phantom(folder: str) -> bool:
+    """Whether a folder is what one of the phantom commands wrote."""
+    request = storage.join(folder, PHANTOM_REQUEST)
+    return storage.exists(request) and read_phantom_request(folder) is not None
 
 
 def join_dicom_labels(

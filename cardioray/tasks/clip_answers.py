@@ -80,9 +80,10 @@ def clip_doubts(sampling: ClipSampling, samples: Sequence[DecodedSample]) -> lis
                 "else is in it."
             )
         if count < sampling.span:
+            frames = f"{count} frame{'s' * (count != 1)}"
             doubts.append(
-                f"{which}The cine has {count} frames, and the network looks at {sampling.span} at "
-                "a time; the rest is blank."
+                f"{which}The cine has {frames}, and the network looks at {sampling.span} at a "
+                "time; the rest is blank."
             )
         if math.isnan(facts.get("fps", math.nan)):
             doubts.append(
