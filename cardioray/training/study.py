@@ -185,7 +185,9 @@ def _sorter_run(run: RunConfig, views: Sequence[str]) -> RunConfig:
         preprocess=run.task.settings.preprocess,
         split=run.task.settings.split,
     )
-    train = replace(run.train, recipe="auto", stages=None, learning_rate=None)
+    # Views differ more than what is asked about them: a third of the epochs tells them apart.
+    epochs = None if run.train.epochs is None else max(5, run.train.epochs // 3)
+    train = replace(run.train, recipe="auto", stages=None, learning_rate=None, epochs=epochs)
     written = config.to_dict(settings) | {
         "train": config.to_dict(train),
         "scale": config.to_dict(run.scale),
