@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,25 @@ def test_missing_views_are_left_out_and_none_at_all_is_no_answer() -> None:
     one = np.array([[0.9, np.nan, np.nan], [0.1, np.nan, np.nan]])
     high, low = fusion.apply(one)
     assert high > 0.5 > low
+
+
+@pytest.mark.parametrize("kind", ["logistic", "linear"])
+def test_a_view_that_would_count_against_itself_is_left_out(kind: Literal["logistic"]) -> None:
+    scores, labels, _ = studies()
+    rng = np.random.default_rng(3)
+    scores[:, 1] = 1 - scores[:, 0]  # says the opposite of the first
+    scores[:, 1] += rng.normal(0, 0.01, len(scores))
+    scores[rng.random(scores.shape) < 0.1] = np.nan
+    fusion = fit_fusion(kind, VIEWS, scores, labels)
+    assert fusion.weights[1] == 0
+    assert min(fusion.weights[0], fusion.weights[2]) > 0
+    higher, lower = scores.copy(), scores.copy()
+    higher[:, 0] += 0.05
+    lower[:, 1] = 0.5
+    there = np.isfinite(scores[:, 0])
+    assert (fusion.apply(higher)[there] >= fusion.apply(scores)[there]).all()
+    both = np.isfinite(scores[:, 1])
+    assert np.allclose(fusion.apply(lower)[both], fusion.apply(scores)[both])
 
 
 def test_numbers_are_fused_too() -> None:

@@ -94,6 +94,9 @@ def fit_fusion(
 ) -> ViewFusion:
     """Fit the weights of the views to studies that their networks have not learned from.
 
+    No weight is below 0: each network has learned the question itself, so that on the few studies
+    there are, a weight against what one says is chance. Such views are left out, worst first.
+
     Args:
         kind: see `ViewFusion`.
         views: names.
@@ -103,8 +106,6 @@ def fit_fusion(
     Raises:
         ValueError: when a view is in no study, or a yes/no label has one class only.
     """
-    from sklearn.linear_model import LogisticRegression, Ridge  # an answer needs no sklearn
-
     there = np.isfinite(scores)
     for number, view in enumerate(views):
         if not there[:, number].any():
@@ -115,27 +116,38 @@ def fit_fusion(
     inputs, present = _inputs(kind, scores, tuple(centres), tuple(scales))
     # A view that every study has needs no term of its own: the intercept is one.
     varying = present.std(axis=0) > 0
-    features = np.concatenate([inputs, present[:, varying]], axis=1)
-    if kind == "logistic":
-        if len(np.unique(labels)) < 2:
-            raise ValueError("Fusion needs studies of both classes.")
-        fitted = LogisticRegression(C=1 / _PENALTY).fit(features, labels.astype(int))
-        coefficients, intercept = fitted.coef_[0], float(fitted.intercept_[0])
-    else:
-        ridge = Ridge(alpha=_PENALTY).fit(features, labels)
-        coefficients, intercept = ridge.coef_, float(ridge.intercept_)
-    count = len(views)
-    terms = np.zeros(count)
-    terms[varying] = coefficients[count:]
+    if kind == "logistic" and len(np.unique(labels)) < 2:
+        raise ValueError("Fusion needs studies of both classes.")
+    taken = np.ones(len(views), bool)
+    while True:
+        features = np.concatenate([inputs * taken, present[:, varying]], axis=1)
+        coefficients, intercept = _penalised(kind, features, labels)
+        weights = coefficients[: len(views)] * taken
+        if (weights >= 0).all():
+            break
+        taken[np.argmin(weights)] = False
+    terms = np.zeros(len(views))
+    terms[varying] = coefficients[len(views) :]
     return ViewFusion(
         kind=kind,
         views=views,
         centres=tuple(map(float, centres)),
         scales=tuple(map(float, scales)),
-        weights=tuple(map(float, coefficients[:count])),
+        weights=tuple(map(float, weights)),
         present=tuple(map(float, terms)),
         intercept=intercept,
     )
+
+
+def _penalised(kind: str, features: Floats, labels: Floats) -> tuple[Floats, float]:
+    """Coefficients and intercept of a logistic or ridge regression."""
+    from sklearn.linear_model import LogisticRegression, Ridge  # an answer needs no sklearn
+
+    if kind == "logistic":
+        fitted = LogisticRegression(C=1 / _PENALTY).fit(features, labels.astype(int))
+        return np.asarray(fitted.coef_[0]), float(fitted.intercept_[0])
+    ridge = Ridge(alpha=_PENALTY).fit(features, labels)
+    return np.asarray(ridge.coef_), float(ridge.intercept_)
 
 
 def fuse_out_of_fold(

@@ -54,6 +54,8 @@ from cardioray.training.single import BUNDLE, Trained, divide, train_run
 TURNED_AWAY = 0.05
 # A view that is less likely than all others together is not told.
 LEAST_PROBABILITY = 0.5
+# Views that are told apart without an error would have it next to 1, where chance decides.
+_HIGHEST_BAR = 0.9
 # Patients that a fit of the fusion needs of each class.
 _LEAST_PATIENTS = 4
 
@@ -330,7 +332,8 @@ def _least_probability(sorter: Trained) -> float:
     right = table[table["label"] == 1]
     if right.empty:
         return LEAST_PROBABILITY
-    return max(LEAST_PROBABILITY, float(right["score"].quantile(TURNED_AWAY)))
+    passed = float(right["score"].quantile(TURNED_AWAY))
+    return min(max(LEAST_PROBABILITY, passed), _HIGHEST_BAR)
 
 
 def _write(
