@@ -27,7 +27,7 @@ SETTINGS = CompareConfig(
     backbones=BACKBONES,
     folds=2,
     asha=AshaConfig(grace_epochs=1, reduction_factor=8),
-    search=SearchConfig(num_samples=3, learning_rate=(1e-3, 2e-3)),
+    search=SearchConfig(num_samples=2, learning_rate=(1e-3, 2e-3)),
     seed=4,
 )
 
@@ -103,7 +103,7 @@ def test_final_test_patients_are_in_no_fold(shards: ShardSet) -> None:
     assert sorted(held_out) == sorted(development)
 
 
-def test_weak_trials_are_stopped_and_the_next_ones_start(
+def test_weak_trials_are_stopped_and_the_other_fold_starts(
     comparison: tuple[Comparison, Path],
 ) -> None:
     leaderboard, out = comparison[0].leaderboard, comparison[1]
@@ -111,15 +111,16 @@ def test_weak_trials_are_stopped_and_the_next_ones_start(
         (out / "trials").glob("*-fold0-*/started.json"), key=lambda file: file.stat().st_mtime
     )
     stopped = [not (file.parent / "outcome.json").exists() for file in begun]
-    # One at a time: the last could not have begun with what the second took.
-    assert stopped == [False, True, False]
+    # One at a time: the other fold could not have begun with what the second took.
+    assert stopped == [False, True]
     timing = pd.read_csv(begun[1].parent / "timing.csv")
     assert len(timing) < 4
     # Of those that came to the end, one goes on to the other fold.
     assert {row.entry.name for row in leaderboard.rows} == set(BACKBONES)
     marks = {row.entry.stopped_early: row.entry for row in leaderboard.rows}
     assert (marks[False].folds, marks[False].epochs) == (2, 8)
-    assert (marks[True].folds, marks[True].epochs) == (1, 4)
+    assert marks[True].folds == 1
+    assert 1 <= marks[True].epochs <= len(timing)
 
 
 def test_a_survivor_goes_on_with_what_was_drawn_for_it(
