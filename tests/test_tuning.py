@@ -120,7 +120,12 @@ def test_weak_trials_are_stopped_and_the_other_fold_starts(
     marks = {row.entry.stopped_early: row.entry for row in leaderboard.rows}
     assert (marks[False].folds, marks[False].epochs) == (2, 8)
     assert marks[True].folds == 1
-    assert 1 <= marks[True].epochs <= len(timing)
+    # It is scored from the last epoch that was kept.
+    [trial] = (
+        t for t in json.loads((out / "compare.json").read_text())["trials"] if t["stopped_early"]
+    )
+    assert trial["checkpoint"] == f"checkpoint_{marks[True].epochs:05d}"
+    assert (out / "trials" / begun[1].parent.name / trial["checkpoint"]).is_dir()
 
 
 def test_a_survivor_goes_on_with_what_was_drawn_for_it(

@@ -158,23 +158,22 @@ def _build(info: VideoBackboneInfo) -> Any:
     class Narrow(VideoResNet):  # type: ignore[misc]
         """torchvision's network with fewer channels in every stage."""
 
-        stem: nn.Sequential
-
         def _make_layer(
             self, block: Any, convolution: Any, planes: int, *blocks: int, **stride: int
         ) -> nn.Sequential:
-            if not hasattr(self, "layer1"):
-                self.stem = _narrow_stem(self.stem, info.width)
+            if planes == PUBLISHED_WIDTH:  # the first stage: what the stem gives
                 self.inplanes = info.width
             planes = planes * info.width // PUBLISHED_WIDTH
             made = super()._make_layer(block, convolution, planes, *blocks, **stride)
             assert isinstance(made, nn.Sequential)
             return made
 
-    return Narrow(BasicBlock, convolutions, list(info.layers), stem)
+    return Narrow(
+        BasicBlock, convolutions, list(info.layers), lambda: _narrow_stem(stem(), info.width)
+    )
 
 
-def _narrow_stem(stem: nn.Sequential, width: int) -> nn.Sequential:
+def _narrow_stem(stem: Any, width: int) -> nn.Sequential:
     """The stem with fewer channels in each of its layers, except the clip's own."""
     layers: list[nn.Module] = []
     channels = 3

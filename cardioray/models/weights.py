@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import logging
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError  # the name of an error; nothing is unpickled here
 from typing import Any
 from urllib.parse import urlparse
 
@@ -192,7 +192,7 @@ def _read_published(source: str) -> Any:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except MemoryError:
         raise  # the machine's trouble, not the file's
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         kind = f" ({found[1]})" if found else ""
         raise ValueError(
