@@ -23,7 +23,8 @@ from cardioray.data.shards import ShardSet
 from cardioray.data.splits import assign_splits
 from cardioray.phantoms.angiogram import PRESETS, write_angiograms
 from cardioray.tasks.base import encode_labels
-from cardioray.training.export import BundleSource, write_bundle
+from cardioray.training.description import BundleSource
+from cardioray.training.export import write_bundle
 from cardioray.training.run import make_plan
 from cardioray.training.scoring import score_plan
 from cardioray.training.settings import RunConfig

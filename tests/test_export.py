@@ -15,7 +15,7 @@ import cardioray
 from cardioray.data.pipeline import PrepareConfig, prepare
 from cardioray.data.shards import ShardSet
 from cardioray.models.runtime import export_openvino
-from cardioray.training import export, single
+from cardioray.training import description, export, single
 from cardioray.training.outcome import Outcome
 from cardioray.training.run import make_plan
 from cardioray.training.settings import RunConfig
@@ -147,4 +147,4 @@ def test_without_git_the_bundle_is_written_all_the_same(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert export._git_revision() in ("unknown", "not a git checkout")
+    assert description._git_revision() in ("unknown", "not a git checkout")

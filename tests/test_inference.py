@@ -26,7 +26,8 @@ from cardioray.studies import load
 from cardioray.tasks import make_task
 from cardioray.tasks.base import encode_labels
 from cardioray.tasks.ffr import FFR_TARGET
-from cardioray.training.export import BundleSource, write_bundle
+from cardioray.training.description import BundleSource
+from cardioray.training.export import write_bundle
 from cardioray.training.run import make_plan
 from cardioray.training.scoring import score_plan
 from cardioray.training.settings import RunConfig

@@ -21,7 +21,8 @@ from cardioray.bundle import Bundle, dump_json, seal
 from cardioray.config import to_dict
 from cardioray.data.shards import ShardIndex, ShardSet, encode_part, write_index, write_table
 from cardioray.tasks.base import encode_labels
-from cardioray.training.export import BundleSource, write_bundle
+from cardioray.training.description import BundleSource
+from cardioray.training.export import write_bundle
 from cardioray.training.settings import RunConfig
 
 SIZE = 64

@@ -17,7 +17,8 @@ from cardioray.data import cluster
 from cardioray.data.shards import ShardSet
 from cardioray.data.splits import Splits, assign_splits, folds_within
 from cardioray.tasks.base import Task, encode_labels
-from cardioray.training.export import BundleSource, write_bundle
+from cardioray.training.description import BundleSource
+from cardioray.training.export import write_bundle
 from cardioray.training.outcome import WEIGHTS_CACHE, Outcome
 from cardioray.training.progress import Shown, shown_progress
 from cardioray.training.run import make_plan, run_name, train

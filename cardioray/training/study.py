@@ -44,7 +44,8 @@ from cardioray.studies import FUSION, SORTER
 from cardioray.targets import BinaryTarget, RegressionTarget
 from cardioray.tasks.echo_view import VIEW, EchoViewSettings
 from cardioray.tasks.video import VideoTask
-from cardioray.training.export import render_card, write_operating_points
+from cardioray.training.description import render_card
+from cardioray.training.export import write_operating_points
 from cardioray.training.outcome import PREDICTIONS
 from cardioray.training.progress import Shown, shown_progress
 from cardioray.training.settings import RunConfig
