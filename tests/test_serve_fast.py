@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -69,8 +70,12 @@ class FastServer:
 
     def haproxies(self) -> list[psutil.Process]:
         """The HAProxy processes that are this server's."""
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        return [process for process in family if process.name() == "haproxy"]
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # some of Ray's live for a moment
+                if process.name() == "haproxy":
+                    found.append(process)
+        return found
 
 
 def gone(processes: list[psutil.Process]) -> Callable[[], bool]:
