@@ -42,7 +42,7 @@ RuntimeName = Annotated[
 ]
 Precision = Annotated[
     Literal["auto", "bf16", "fp32"],
-    typer.Option(help="auto is bf16 where the hardware computes it."),
+    typer.Option(help="auto is bf16 where the hardware is faster so."),
 ]
 
 

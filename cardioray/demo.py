@@ -5,6 +5,7 @@ Phantom patients, ten backbones compared, the winner served, a real request answ
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import time
@@ -43,6 +44,7 @@ class DemoConfig:
 
     Attributes:
         patients: phantom patients.
+        frames_per_patient: frames drawn of each; more patients teach more than more frames do.
         preset: difficulty of the phantoms.
         image_size: side in px of what the networks see; Inception networks need 75.
         epochs: most epochs a training.
@@ -56,7 +58,8 @@ class DemoConfig:
         shuffle_labels: give every patient another one's label, so that nothing can be learned.
     """
 
-    patients: int = 112
+    patients: int = 150
+    frames_per_patient: int = 2
     preset: str = "clear"
     image_size: int = 75
     epochs: int = 5
@@ -129,12 +132,13 @@ def run_demo(out: str, settings: DemoConfig, console: Console) -> dict[str, Any]
 def _phantoms(root: Path, settings: DemoConfig, console: Console) -> Path:
     """Draw the patients; gives the manifest."""
     folder = root / "phantoms"
+    drawn = PRESETS.get(settings.preset)
     with progress_bar(console, "drawing patients", settings.patients) as advance:
         table = write_angiograms(
             str(folder),
             settings.patients,
             seed=settings.seed,
-            config=PRESETS.get(settings.preset),
+            config=dataclasses.replace(drawn, frames_per_patient=settings.frames_per_patient),
             on_progress=advance,
         )
     if not settings.shuffle_labels:
@@ -168,8 +172,6 @@ def _run_config(settings: DemoConfig) -> RunConfig:
             "learning_rate": settings.learning_rate,
             "seed": settings.seed,
         },
-        # Pictures this small leave a second thread little to do, and both wait for each other.
-        "scale": {"threads_per_worker": 1},
     }
     return RunConfig.build("ffr", values)
 

@@ -233,6 +233,8 @@ def cpu_row(flags: frozenset[str]) -> Row:
         return Row("cpu", f"{', '.join(fast)}: training and serving in bf16 pays")
     if not flags:
         return Row("cpu", f"{platform.machine()}, features unknown: training in float32")
+    if "avx512_bf16" in flags:
+        return Row("cpu", "avx512_bf16 without AMX: float32, since bf16 would be slower")
     if flags & {"avx2", "asimd"}:
         return Row("cpu", "no bf16 instructions: training in float32, bf16 would be slower")
     advice = "Without AVX2, training takes several times as long; use another machine for it."

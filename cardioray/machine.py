@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GIB = 2**30
-# Instruction sets with bf16 products: Intel and AMD servers, and Arm.
-_BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
+# Instruction sets in which bf16 is faster than float32: matrix units of Intel's servers, and Arm's.
+# avx512_bf16 alone is none: its products are no faster, and every layer pays for the conversions
+# (docs/install.md has figures).
+_BF16_FLAGS = ("amx_bf16", "bf16")
 
 
 @dataclass(frozen=True)
