@@ -82,6 +82,8 @@ def run(settings: ShardSettings) -> Report:
         files = [str(phantoms / source) for source in shards.samples["source"]]
         feeds = {
             kind: RowFeed(
+                shards=shards,
+                columns=task.columns,
                 iterator=read_rows(shards, rows, task.columns).iterator(),
                 rows=rows,
                 labels=encode_labels(task, shards.samples),

@@ -247,6 +247,8 @@ def _feed(run: RunConfig, shards: ShardSet, *, cached: bool) -> RowFeed:
     columns = run.task.decoder.columns
     labels = {"ef": pd.to_numeric(shards.samples["EF"]).to_numpy(np.float32)}
     return RowFeed(
+        shards=shards,
+        columns=columns,
         iterator=read_rows(shards, rows, columns).iterator(),
         rows=rows,
         labels=labels,

@@ -159,7 +159,7 @@ class Predictor:
         Args:
             bundle: the verified files.
             runtime: "auto" is OpenVINO on a CPU where the bundle holds the export, else torch.
-            precision: "auto" is bf16 where the device computes it in hardware.
+            precision: "auto" is bf16 where the device is faster so.
             num_threads: of one forward pass on a CPU; all cores by default.
             network: load the network; False for a process that decodes and answers while another
                 one runs it.

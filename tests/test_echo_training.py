@@ -14,7 +14,8 @@ import torch
 import cardioray
 from cardioray.data.clip import CLIP
 from cardioray.data.pipeline import PrepareConfig, prepare
-from cardioray.data.reading import pixel_statistics, take_rows
+from cardioray.data.reading import draw_windows, pixel_statistics, take_rows
+from cardioray.data.sampling import VALID, ClipSampling, draw, split
 from cardioray.data.shards import ShardSet
 from cardioray.data.video_writing import encode_video
 from cardioray.training.run import make_plan
@@ -91,6 +92,30 @@ def test_shards_hold_whole_clips_and_what_files_say(shards: ShardSet, echoes: Pa
     pixels = np.concatenate([clip.ravel() for clip in clips]).astype(float)
     assert mean[0] == pytest.approx(pixels.mean(), rel=1e-9)
     assert std[0] == pytest.approx(pixels.std(), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_windows_are_cut_where_shards_are_read(shards: ShardSet, seed: int) -> None:
+    sampler = ClipSampling(frames=4, stride=2)
+    rows = shards.samples["row"].to_numpy()[5:30]
+    clips = take_rows(shards, rows, [CLIP])[CLIP]
+
+    def epoch(seed: int) -> dict[int, dict[str, np.ndarray]]:
+        dataset = draw_windows(shards, rows, (CLIP,), sampler, seed)
+        batches = dataset.iter_batches(batch_size=None, batch_format="numpy")
+        return {
+            row: window for b in batches for row, window in zip(b["row"], split(b), strict=True)
+        }
+
+    found = epoch(seed)
+    assert sorted(found) == list(rows)
+    for row, clip in zip(rows, clips, strict=True):
+        expected = draw(sampler, {CLIP: clip}, row, seed)
+        for name in (CLIP, VALID):
+            np.testing.assert_array_equal(found[row][name], expected[name])
+    # Parts are mixed, and the rows of each.
+    assert list(epoch(seed)) == list(found) != list(epoch(seed + 2))
+    assert list(found) != list(rows)
 
 
 @pytest.mark.parametrize("cache_gb", [1, 0])

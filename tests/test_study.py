@@ -25,6 +25,7 @@ from cardioray.evaluation.predictions import views_side_by_side
 from cardioray.inference.batch import predict_files
 from cardioray.inference.columns import as_csv, video_rows
 from cardioray.inference.evaluate import evaluate_bundle
+from cardioray.predictor import Overlay
 from cardioray.serve.deploy import application_settings, serve_bundles
 from cardioray.serve.settings import ServerSettings
 from cardioray.studies import SORTER, StudyPredictor
@@ -225,14 +226,19 @@ def test_a_cine_of_no_view_is_left_out(predictor: StudyPredictor) -> None:
         predictor.answer(predictor.decode(a4c), outputs)
 
 
-def test_the_overlay_is_that_of_the_network_of_the_view(predictor: StudyPredictor) -> None:
+def test_the_overlay_is_that_of_the_network_of_the_view(
+    predictor: StudyPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     [sample] = predictor.decode(cine("PLAX", True, 906))
-    assert predictor.overlay(sample) == predictor.members["PLAX"].overlay(sample)
-    said = predictor.overlay(replace(sample, view="A4C"))
-    assert said == predictor.members["A4C"].overlay(sample)
-    assert said.media_type == "video/mp4"
+    assert predictor.overlay(sample).media_type == "video/mp4"
     with pytest.raises(UnreadableImage, match="none of the views A4C, PLAX clearly"):
         predictor.overlay(replace(sample, view="PSAX"))
+    # Networks as small as these have one place in their feature map, and heat that looks alike.
+    for view, member in predictor.members.items():
+        heat = Overlay(view.encode(), "video/mp4")
+        monkeypatch.setattr(member, "overlay", lambda *_, heat=heat: heat)
+    assert predictor.overlay(sample).content == b"PLAX"
+    assert predictor.overlay(replace(sample, view="A4C")).content == b"A4C"
 
 
 def test_its_own_data_give_its_own_figures(

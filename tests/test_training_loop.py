@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import tiny_training as tiny
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ from cardioray.data.shards import ShardSet
 from cardioray.tasks import make_task
 from cardioray.tasks.base import TASKS
 from cardioray.tasks.ffr import FFR_VALUE, FfrTask
-from cardioray.training.feed import RowFeed, epoch_order
+from cardioray.training.feed import RowFeed, epoch_order, mix
 from cardioray.training.outcome import Outcome
 from cardioray.training.run import require_fitting, train
 
@@ -296,6 +298,8 @@ def test_streaming_goes_through_every_row_once_an_epoch(shards: ShardSet) -> Non
     labels = {"ffr": np.arange(40, dtype=np.float32)}
     columns = ("image",)
     feed = RowFeed(
+        shards=shards,
+        columns=columns,
         iterator=read_rows(shards, rows, columns).iterator(),
         rows=rows,
         labels=labels,
@@ -320,6 +324,16 @@ def test_streaming_goes_through_every_row_once_an_epoch(shards: ShardSet) -> Non
     assert epoch(2) != first
     scored = [row for batch, _ in feed.batches(32, order=None) for row in batch]
     assert scored == sorted(rows)
+
+
+@given(st.integers(0, 30), st.integers(1, 40), st.integers(0, 3))
+def test_mixing_loses_nothing_and_looks_no_further_than_its_buffer(
+    count: int, buffer: int, seed: int
+) -> None:
+    mixed = list(mix(range(count), buffer, np.random.default_rng(seed)))
+    assert sorted(mixed) == list(range(count))
+    assert all(item < place + buffer for place, item in enumerate(mixed))
+    assert buffer > 1 or mixed == sorted(mixed)
 
 
 def test_streaming_is_deterministic_and_scores_as_memory_does(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
+from ray.data import ExecutionOptions
 
 from cardioray import storage
 from cardioray.data import cluster
+from cardioray.data.sampling import Sampler, draw, stacked
 from cardioray.data.shards import ShardSet, decode_part
 
 if TYPE_CHECKING:
@@ -35,20 +37,61 @@ def read_rows(shards: ShardSet, rows: NDArray[np.int64], columns: Sequence[str])
     Returns:
         A dataset with `row` and the array columns; ragged columns stay ragged.
     """
+    return _read(_parts(shards, rows), _ReadPart(tuple(columns)))
+
+
+def draw_windows(
+    shards: ShardSet,
+    rows: NDArray[np.int64],
+    columns: Sequence[str],
+    sampler: Sampler,
+    seed: int,
+) -> Dataset:
+    """What a network sees of some rows in one epoch of training: one random window of each.
+
+    Windows are cut where parts are read, so that whole clips, several times their size, travel no
+    further. Parts come in random order, and so do the rows of a part; the same seed gives the same
+    windows in the same order.
+
+    Args:
+        shards: opened shards.
+        rows: row numbers, ascending.
+        columns: array columns to read.
+        sampler: cuts the windows.
+        seed: of the windows and their order.
+
+    Returns:
+        A dataset with `row` and the columns of the sampler.
+    """
+    items = _parts(shards, rows)
+    mixed = [items[i] for i in np.random.default_rng(seed).permutation(len(items))]
+    dataset = _read(mixed, _DrawWindows(_ReadPart(tuple(columns)), sampler, seed))
+    dataset.context.execution_options = ExecutionOptions(preserve_order=True)
+    dataset.context.enable_progress_bars = False
+    return dataset
+
+
+def _parts(shards: ShardSet, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """The files that hold these rows, each with its share of them."""
     wanted = np.asarray(rows, dtype=np.int64)
     assert len(wanted) > 0
     assert (np.diff(wanted) > 0).all()
     files, numbers = shards.files_of(wanted), shards.file_numbers(wanted)
-    items = [
+    return [
         {"file": file, "rows": wanted[numbers == number]}
         for file, number in zip(files, np.unique(numbers), strict=True)
     ]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+
+
+def _read(
+    items: Sequence[dict[str, Any]], reader: Callable[[dict[str, NDArray[Any]]], dict[str, Any]]
+) -> Dataset:
+    dataset = ray.data.from_items(list(items), override_num_blocks=len(items))
     # Ray would start a process for every part at once, each of them seconds of a core; those that
     # come too late for their part would start up beside the training.
     readers = max(2, int(cluster.capacity().cpus // 4))
     return dataset.map_batches(
-        _ReadPart(tuple(columns)),
+        reader,
         batch_size=None,
         num_cpus=READ_CPUS,
         batch_format="numpy",
@@ -104,18 +147,43 @@ class _ReadPart:
     columns: tuple[str, ...]
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, Any]:
+        rows, arrays = self.read(batch)
+        return {"row": rows} | {name: _stack(values) for name, values in arrays.items()}
+
+    def read(
+        self, batch: dict[str, NDArray[Any]]
+    ) -> tuple[NDArray[np.int64], dict[str, list[NDArray[np.uint8]]]]:
+        """The rows, and a list of their arrays for each column."""
         rows: list[NDArray[np.int64]] = []
         arrays: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in self.columns}
         for file, wanted in zip(batch["file"], batch["rows"], strict=True):
             names = ["row", *(n for c in self.columns for n in (c, f"{c}_shape"))]
             filesystem, path = storage.filesystem(str(file))
             table = pq.read_table(path, columns=names, filesystem=filesystem)
-            keep = np.flatnonzero(np.isin(table.column("row").to_numpy(), wanted))
-            table = table.take(keep)
-            rows.append(table.column("row").to_numpy())
-            for name, values in decode_part(table, self.columns).items():
+            stored = table.column("row").to_numpy()
+            keep = np.flatnonzero(np.isin(stored, wanted))
+            rows.append(stored[keep])
+            for name, values in decode_part(table, self.columns, keep).items():
                 arrays[name].extend(values)
-        return {"row": np.concatenate(rows)} | {n: _stack(v) for n, v in arrays.items()}
+        return np.concatenate(rows), arrays
+
+
+@dataclass(frozen=True)
+class _DrawWindows:
+    """Reads a part as `reader` does, and gives one window of each row, the rows mixed."""
+
+    reader: _ReadPart
+    sampler: Sampler
+    seed: int
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, Any]:
+        rows, arrays = self.reader.read(batch)
+        order = np.random.default_rng((self.seed, int(rows[0]))).permutation(len(rows))
+        drawn = []
+        for i in order:
+            sample = {name: values[i] for name, values in arrays.items()}
+            drawn.append(draw(self.sampler, sample, rows[i], self.seed))
+        return {"row": rows[order]} | stacked(drawn)
 
 
 def joined(pieces: Sequence[NDArray[Any]]) -> NDArray[Any]:

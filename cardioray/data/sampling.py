@@ -140,6 +140,11 @@ class ClipSampling:
         return len(self.starts(len(arrays[CLIP]), thorough=True))
 
 
+def draw(sampler: Sampler, arrays: Arrays, row: int, seed: int) -> dict[str, NDArray[Any]]:
+    """The random window of a row in an epoch, of which `seed` is; the same wherever it is cut."""
+    return sampler.draw(arrays, np.random.default_rng((seed, int(row))))
+
+
 def stacked(windows: Sequence[Arrays]) -> dict[str, NDArray[Any]]:
     """Windows of several samples as one batch."""
     return {name: np.stack([window[name] for window in windows]) for name in windows[0]}

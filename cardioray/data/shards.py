@@ -175,14 +175,16 @@ def encode_part(
     return buffer.getvalue()
 
 
-def decode_part(table: pa.Table, names: Sequence[str]) -> dict[str, list[NDArray[np.uint8]]]:
-    """The arrays of (rows of) a part file, without a copy of their bytes."""
+def decode_part(
+    table: pa.Table, names: Sequence[str], positions: NDArray[np.int64] | None = None
+) -> dict[str, list[NDArray[np.uint8]]]:
+    """The arrays of a part file, or of some of its positions, without a copy of their bytes."""
+    wanted = range(len(table)) if positions is None else positions.tolist()
     arrays: dict[str, list[NDArray[np.uint8]]] = {}
     for name in names:
-        shapes = table.column(f"{name}_shape").to_pylist()
-        buffers = (value.as_buffer() for value in table.column(name))
+        stored, shapes = table.column(name), table.column(f"{name}_shape")
         arrays[name] = [
-            np.frombuffer(buffer, dtype=np.uint8).reshape(shape)
-            for buffer, shape in zip(buffers, shapes, strict=True)
+            np.frombuffer(stored[i].as_buffer(), dtype=np.uint8).reshape(shapes[i].as_py())
+            for i in wanted
         ]
     return arrays

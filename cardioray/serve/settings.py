@@ -87,7 +87,7 @@ class ServeSettings:
             `bundles`; a promotion or rollback is followed while requests are answered.
         follow_every_s: seconds between two looks at the store.
         runtime: "auto" is OpenVINO where the bundle has it and there is no GPU, else torch.
-        precision: "auto" is bf16 where the device computes it in hardware.
+        precision: "auto" is bf16 where the device is faster so.
         layout: "together" keeps decoding and model in one replica, "apart" has CPU replicas decode
             for GPU replicas; "auto" is apart where `gpus` is above 0.
         cpus: CPU cores of a replica that holds the model, which is also its number of threads.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,9 +13,12 @@ from numpy.typing import NDArray
 from ray.data import DataIterator
 
 from cardioray.data.ranks import Rows
-from cardioray.data.reading import joined
-from cardioray.data.sampling import Sampler, split, stacked, windows_of
+from cardioray.data.reading import draw_windows, joined
+from cardioray.data.sampling import Sampler, draw, split, stacked, windows_of
+from cardioray.data.shards import ShardSet
 from cardioray.tasks.base import Batch
+
+Item = TypeVar("Item")
 
 
 def epoch_order(num_rows: int, *, seed: int, epoch: int, rank: int) -> Rows:
@@ -22,15 +26,31 @@ def epoch_order(num_rows: int, *, seed: int, epoch: int, rank: int) -> Rows:
     return np.random.default_rng((seed, epoch, rank)).permutation(num_rows)
 
 
+def mix(items: Iterable[Item], buffer: int, rng: np.random.Generator) -> Iterator[Item]:
+    """The items in random order, of which `buffer` are held to draw from."""
+    held: list[Item] = []
+    for item in items:
+        held.append(item)
+        if len(held) >= buffer:
+            place = int(rng.integers(len(held)))
+            held[place], held[-1] = held[-1], held[place]
+            yield held.pop()
+    for place in rng.permutation(len(held)):
+        yield held[place]
+
+
 @dataclass
 class RowFeed:
     """The rows of one split on one rank.
 
     Small sets are read once through Ray Data and kept as uint8 in memory; larger ones are streamed
-    anew every epoch, mixed in a buffer.
+    anew every epoch, mixed in a buffer. Training streams windows, which are cut where the shards
+    are read; scoring streams samples as they are stored, of which it may want every window.
 
     Attributes:
-        iterator: Ray Data's iterator over this rank's rows.
+        shards: opened shards.
+        columns: arrays to read.
+        iterator: Ray Data's iterator over this rank's rows, ascending, with `columns`.
         rows: the rows, ascending.
         labels: per target the labels of these rows.
         cached: keep the arrays in memory.
@@ -38,6 +58,8 @@ class RowFeed:
         sampler: what of a sample the network sees.
     """
 
+    shards: ShardSet
+    columns: tuple[str, ...]
     iterator: DataIterator
     rows: Rows
     labels: Mapping[str, NDArray[np.float32]]
@@ -75,55 +97,69 @@ class RowFeed:
         """
         if not len(self.rows):
             return
-        if self.cached:
-            pieces = self._from_memory(batch_size, order)
+        if order is None:
+            yield from self._scored(batch_size, thorough)
+        elif self.cached:
+            yield from self._drawn_from_memory(batch_size, order, seed)
         else:
-            pieces = self._from_stream(batch_size, order is not None, buffer, seed)
-        if not self.sampler.cuts:
-            for positions, arrays in pieces:
-                yield self.rows[positions], self._to_device(arrays, positions)
-        elif order is not None:
-            for positions, arrays in pieces:
-                drawn = [
-                    self.sampler.draw(sample, np.random.default_rng((seed, int(row))))
-                    for row, sample in zip(self.rows[positions], split(arrays), strict=True)
-                ]
-                yield self.rows[positions], self._to_device(stacked(drawn), positions)
-        else:
-            for positions, arrays in windows_of(pieces, self.sampler, batch_size, thorough):
-                yield self.rows[positions], self._to_device(arrays, positions)
+            yield from self._drawn_from_stream(batch_size, buffer, seed)
 
-    def _from_memory(
-        self, batch_size: int, order: Rows | None
-    ) -> Iterator[tuple[Rows, dict[str, NDArray[Any]]]]:
-        if self._cache is None:
-            self._cache = self._read_all()
-        positions = np.arange(len(self.rows)) if order is None else order
-        stop = len(positions) if order is None else len(positions) // batch_size * batch_size
-        for start in range(0, stop, batch_size):
-            chosen = positions[start : start + batch_size]
-            yield chosen, {name: values[chosen] for name, values in self._cache.items()}
+    def _scored(self, batch_size: int, thorough: bool) -> Iterator[tuple[Rows, Batch]]:
+        """Every row, by the windows that are scored."""
+        pieces = self._in_memory(batch_size) if self.cached else self._stream(batch_size)
+        if self.sampler.cuts:
+            pieces = windows_of(pieces, self.sampler, batch_size, thorough)
+        for positions, arrays in pieces:
+            yield self.rows[positions], self._to_device(arrays, positions)
 
-    def _from_stream(
-        self, batch_size: int, training: bool, buffer: int, seed: int
-    ) -> Iterator[tuple[Rows, dict[str, NDArray[Any]]]]:
-        batches = self.iterator.iter_batches(
-            batch_size=batch_size,
-            batch_format="numpy",
-            drop_last=training,
-            local_shuffle_buffer_size=max(buffer, batch_size) if training else None,
-            local_shuffle_seed=seed if training else None,
+    def _drawn_from_memory(
+        self, batch_size: int, order: Rows, seed: int
+    ) -> Iterator[tuple[Rows, Batch]]:
+        for start in range(0, len(order) - batch_size + 1, batch_size):
+            chosen = order[start : start + batch_size]
+            arrays = {name: values[chosen] for name, values in self._all().items()}
+            if self.sampler.cuts:
+                samples = zip(self.rows[chosen], split(arrays), strict=True)
+                arrays = stacked([draw(self.sampler, sample, row, seed) for row, sample in samples])
+            yield self.rows[chosen], self._to_device(arrays, chosen)
+
+    def _drawn_from_stream(
+        self, batch_size: int, buffer: int, seed: int
+    ) -> Iterator[tuple[Rows, Batch]]:
+        dataset = draw_windows(self.shards, self.rows, self.columns, self.sampler, seed)
+        blocks = dataset.iter_batches(batch_size=None, batch_format="numpy")
+        drawn = (
+            (row, {name: value.copy() for name, value in window.items()})  # outlives its block
+            for block in blocks
+            for row, window in zip(block.pop("row"), split(block), strict=True)
         )
-        for batch in batches:
+        mixed = mix(drawn, buffer, np.random.default_rng(seed))
+        for batch in iter(lambda: list(islice(mixed, batch_size)), []):
+            if len(batch) == batch_size:
+                rows = np.array([row for row, _ in batch])
+                windows = stacked([window for _, window in batch])
+                yield rows, self._to_device(windows, np.searchsorted(self.rows, rows))
+
+    def _in_memory(self, batch_size: int) -> Iterator[tuple[Rows, dict[str, NDArray[Any]]]]:
+        for positions in np.split(np.arange(len(self)), range(batch_size, len(self), batch_size)):
+            yield positions, {name: values[positions] for name, values in self._all().items()}
+
+    def _stream(self, batch_size: int) -> Iterator[tuple[Rows, dict[str, NDArray[Any]]]]:
+        for batch in self.iterator.iter_batches(batch_size=batch_size, batch_format="numpy"):
             rows = batch.pop("row")
             yield np.searchsorted(self.rows, rows), batch
 
-    def _read_all(self) -> dict[str, NDArray[Any]]:
-        pieces = list(self.iterator.iter_batches(batch_size=None, batch_format="numpy"))
-        rows = np.concatenate([piece.pop("row") for piece in pieces])
-        order = np.argsort(rows)
-        assert np.array_equal(rows[order], self.rows), "the shards changed while they were read"
-        return {name: joined([piece[name] for piece in pieces])[order] for name in pieces[0]}
+    def _all(self) -> dict[str, NDArray[Any]]:
+        """The arrays of all rows, read when they are first asked for."""
+        if self._cache is None:
+            pieces = list(self.iterator.iter_batches(batch_size=None, batch_format="numpy"))
+            rows = np.concatenate([piece.pop("row") for piece in pieces])
+            order = np.argsort(rows)
+            assert np.array_equal(rows[order], self.rows), "the shards changed while they were read"
+            self._cache = {
+                name: joined([piece[name] for piece in pieces])[order] for name in pieces[0]
+            }
+        return self._cache
 
     def _to_device(self, arrays: Mapping[str, NDArray[Any]], positions: Rows) -> Batch:
         # Arrays straight from Ray's object store are read-only; PyTorch wants its own.

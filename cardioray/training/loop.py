@@ -75,7 +75,8 @@ class _Trainer:
     def _make_feeds(self) -> dict[str, RowFeed]:
         """A feed for each split; the smallest ones are kept in memory, as far as it goes."""
         plan, settings = self.plan, self.settings
-        split = RankedRows(plan.shards, plan.rows, self.task.decoder.columns, settings.seed)
+        columns = self.task.decoder.columns
+        split = RankedRows(plan.shards, plan.rows, columns, settings.seed)
         rows = {name: split.rows(name, self.rank, self.world_size) for name in plan.rows}
         all_rows = plan.shards.samples["row"].to_numpy()
         free = settings.cache_gb * 1e9
@@ -86,6 +87,8 @@ class _Trainer:
             cached = size <= free
             free -= size if cached else 0
             feeds[name] = RowFeed(
+                shards=plan.shards,
+                columns=columns,
                 iterator=ray.train.get_dataset_shard(name),
                 rows=rows[name],
                 labels={target: values[positions] for target, values in plan.labels.items()},

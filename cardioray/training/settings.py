@@ -142,7 +142,7 @@ class TrainConfig:
         learning_rate: peak rate of the last stage, whatever the recipe says.
         batch_size: samples a worker takes a step.
         optimizer: optimiser settings.
-        precision: "auto" is bf16 where the device computes it in hardware.
+        precision: "auto" is bf16 where the device is faster so.
         channels_last: memory layout of convolutions.
         compile: run the network through torch.compile.
         seed: fixes weights, order, augmentation and dropout.
