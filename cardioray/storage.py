@@ -76,12 +76,12 @@ def read_bytes(path: str) -> bytes:
     return body
 
 
-def write_bytes(path: str, data: bytes) -> None:
+def write_bytes(path: str, data: bytes | memoryview) -> None:
     """Write one whole file; a reader sees the old content or the new, never a part."""
     if is_remote(path):
         bucket, key = _split(path)
         with _as_os_errors(path):
-            _client().put_object(Bucket=bucket, Key=key, Body=data)
+            _client().put_object(Bucket=bucket, Key=key, Body=bytes(data))
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

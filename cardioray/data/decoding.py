@@ -62,7 +62,7 @@ class DecodedSample:
         """SHA-256 of some of its arrays: two samples with the same one are the same to a model."""
         digest = hashlib.sha256()
         for name in columns:
-            digest.update(self.arrays[name].tobytes())
+            digest.update(np.ascontiguousarray(self.arrays[name]).data)
         return digest.hexdigest()
 
 

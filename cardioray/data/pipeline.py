@@ -37,6 +37,10 @@ log = logging.getLogger(__name__)
 
 PARTS = "data"
 
+# Sets smaller than a full part are decoded by several cores, too, unless that is soon done.
+_FEW_TASKS = 4
+_WORTH_A_TASK = 32
+
 # Another call would find the same, or another fingerprint of the file.
 _SETTLED = (UnreadableImage, FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
@@ -56,7 +60,7 @@ class PrepareConfig:
     """How shards are written.
 
     Attributes:
-        sources_per_part: source files decoded by one task.
+        sources_per_part: most source files that one task decodes; all tasks get equally many.
         part_mb: decoded MB that a task holds before it writes them to a file; with the copies that
             writing takes, a task needs about four times as much. Files are read whole, too.
         max_bad: largest share of unreadable sources a run accepts.
@@ -122,7 +126,7 @@ def prepare(
         "manifest": manifest.content_hash,
         "sources": storage.fingerprints(manifest.paths),
         "decode": config.to_dict(task.decoder),
-        "parts": [settings.sources_per_part, settings.seed],
+        "parts": [num_parts(len(manifest), settings.sources_per_part), settings.seed],
     }
     request_hash = config.digest(request)
     replaced = read_index(out)
@@ -177,24 +181,26 @@ class _PartResult:
     num_unfetched: int = 0
 
 
+def num_parts(num_sources: int, most: int) -> int:
+    """How many tasks decode so many sources, `most` of them each; a few share a small set."""
+    return max(-(-num_sources // most), min(_FEW_TASKS, -(-num_sources // _WORTH_A_TASK)))
+
+
 def _plan_parts(manifest: Manifest, request_hash: str, settings: PrepareConfig) -> list[_PartPlan]:
     order = np.random.default_rng(settings.seed).permutation(len(manifest))
+    parts = num_parts(len(manifest), settings.sources_per_part)
     paths = manifest.paths
     frames = [str(value) if value else None for value in manifest.table["frame"].fillna("")]
-    plans: list[_PartPlan] = []
-    for start in range(0, len(order), settings.sources_per_part):
-        positions = [int(i) for i in order[start : start + settings.sources_per_part]]
-        number = len(plans)
-        plans.append(
-            _PartPlan(
-                number=number,
-                name=f"{PARTS}/part-{number:05d}-{request_hash}",
-                positions=positions,
-                paths=[paths[i] for i in positions],
-                frames=[frames[i] for i in positions],
-            )
+    return [
+        _PartPlan(
+            number=number,
+            name=f"{PARTS}/part-{number:05d}-{request_hash}",
+            positions=positions.tolist(),
+            paths=[paths[i] for i in positions],
+            frames=[frames[i] for i in positions],
         )
-    return plans
+        for number, positions in enumerate(np.array_split(order, parts))
+    ]
 
 
 def _run_parts(
