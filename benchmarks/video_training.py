@@ -72,7 +72,7 @@ class FeedSettings:
         rounds: passes of each way; the fastest counts.
     """
 
-    patients: int = 120
+    patients: int = 400
     batch_size: int = 10
     rounds: int = 3
 
