@@ -14,6 +14,7 @@ from benchmarks import serving as serving_benchmark
 from benchmarks import shards as shards_benchmark
 from benchmarks import training as training_benchmark
 from benchmarks import video_decoding as decoding_benchmark
+from benchmarks import video_memory as video_memory_benchmark
 from benchmarks import video_serving as video_serving_benchmark
 from benchmarks import video_training as video_training_benchmark
 from benchmarks.report import PAGE, Report, write_page
@@ -89,6 +90,13 @@ def video_feed(overrides: Overrides = None) -> None:
     """Clips a second that reach a training, beside a DataLoader."""
     settings = config.parse(video_training_benchmark.FeedSettings, {}, overrides or ())
     finish(video_training_benchmark.run_feeds(settings))
+
+
+@app.command()
+def video_memory(overrides: Overrides = None) -> None:
+    """Memory while shards are written and read, at ten times the data."""
+    settings = config.parse(video_memory_benchmark.MemorySettings, {}, overrides or ())
+    finish(video_memory_benchmark.run(settings))
 
 
 @app.command()

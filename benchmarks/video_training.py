@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.models.video import r2plus1d_18
 
-from benchmarks.report import Cell, Ratio, Report
-from cardioray.config import config
+from benchmarks.report import ROOT, Cell, Ratio, Report
+from cardioray.config import config, read_yaml
 from cardioray.data import cluster
 from cardioray.data.clip import CLIP, ClipDecoder
+from cardioray.data.manifest import Manifest
 from cardioray.data.pipeline import PrepareConfig, prepare
 from cardioray.data.reading import read_rows
 from cardioray.data.sampling import VALID, ClipSampling
@@ -32,7 +33,10 @@ from cardioray.phantoms.echo import write_echoes
 from cardioray.phantoms.echo_config import ECHO_PRESETS
 from cardioray.tasks.base import LabelStatistics
 from cardioray.training.feed import RowFeed, epoch_order
+from cardioray.training.outcome import TIMING
+from cardioray.training.run import train
 from cardioray.training.settings import RunConfig
+from cardioray.training.single import divide
 
 STEPS = """\
 Clips a second of a training step of R(2+1)D-18, windows of 32 frames of 112 px, from uint8 clips
@@ -46,7 +50,9 @@ Clips a second that reach a training loop which does nothing with them: windows 
 clips of 112 px, in random order. A DataLoader with two workers decodes each AVI with CardioRay's
 decoder and cuts the window, as EchoNet-Dynamic's does, in every epoch. CardioRay decodes once:
 `prepare` from AVI to shards is its first pass; every epoch is a pass over the shards, streamed
-anew through Ray Data (as of data that do not fit into memory) or from a worker's memory."""
+anew through Ray Data (as of data that do not fit into memory) or from a worker's memory. Below,
+the share of a real training's time that its steps wait for clips, in the last epoch, with the
+network that waits least willingly: the smallest (`configs/echo_ef_cpu.yaml`)."""
 
 
 @config
@@ -70,11 +76,13 @@ class FeedSettings:
         patients: phantom patients, one A4C clip each.
         batch_size: clips of a batch.
         rounds: passes of each way; the fastest counts.
+        epochs: of the training whose waits are measured.
     """
 
     patients: int = 400
     batch_size: int = 10
     rounds: int = 3
+    epochs: int = 3
 
 
 def run_steps(settings: StepSettings) -> Report:
@@ -184,13 +192,14 @@ def run_feeds(settings: FeedSettings) -> Report:
                 for n in range(settings.rounds)
             ]
             shards = ShardSet.open(f"{folder}/0")
-            feeds = {cached: _feed(run, shards, cached=cached) for cached in (False, True)}
+            feeds = {cached: make_feed(run, shards, cached=cached) for cached in (False, True)}
             passes = {
                 cached: _fastest(
-                    lambda feed=feed: _feed_pass(feed, settings.batch_size), settings.rounds
+                    lambda feed=feed: feed_pass(feed, settings.batch_size), settings.rounds
                 )
                 for cached, feed in feeds.items()
             }
+            waits = _waits(manifest, folder, settings.epochs)
         finally:
             ray.shutdown()
     count = len(manifest)
@@ -202,6 +211,8 @@ def run_feeds(settings: FeedSettings) -> Report:
     }
     rows: list[dict[str, Cell]] = [{"way": k, "speed": v} for k, v in speeds.items()]
     peer, from_avi, streamed, in_memory = speeds.values()
+    # Preparing and so many streamed epochs take as long as so many epochs of the DataLoader.
+    even = (1 / from_avi) / (1 / peer - 1 / streamed) if streamed > peer else float("inf")
     return Report(
         name="video_feed",
         title="Video: what feeds a training",
@@ -212,9 +223,28 @@ def run_feeds(settings: FeedSettings) -> Report:
             Ratio(name="shards streamed / DataLoader", value=streamed / peer, goal=">= 1.2"),
             Ratio(name="AVI to shards / DataLoader", value=from_avi / peer, goal=">= 1"),
             Ratio(name="shards in memory / DataLoader", value=in_memory / peer),
+            Ratio(name="epochs after which preparing has paid", value=even),
+            Ratio(name="waiting for streamed clips", value=100 * waits[False], unit="% of a step"),
+            Ratio(name="waiting for clips in memory", value=100 * waits[True], unit="% of a step"),
         ],
         settings=asdict(settings) | {"workers": 2},
     )
+
+
+def _waits(manifest: Manifest, folder: Path, epochs: int) -> dict[bool, float]:
+    """The share of a training's time in which its steps wait, streamed and from memory."""
+    file = ROOT / "configs" / "echo_ef_cpu.yaml"
+    values = read_yaml(file.read_bytes(), str(file))
+    shares = {}
+    for cached in (False, True):
+        changes = [f"train.epochs={epochs}", *([] if cached else ["train.cache_gb=0"])]
+        run = RunConfig.build("echo-ef", values, changes)
+        shards = prepare(run.task, manifest, str(folder / "small"), PrepareConfig())
+        split = divide(run, shards).split
+        outcome = train(run, shards, split, str(folder / "runs"), name=f"cached-{cached}")
+        timing = pd.read_csv(Path(outcome.folder) / TIMING)
+        shares[cached] = float(timing["data_wait_share"].iloc[-1])
+    return shares
 
 
 class _Videos(Dataset[dict[str, Tensor]]):
@@ -242,7 +272,8 @@ def _loader_pass(paths: list[str], batch_size: int) -> None:
         assert batch[CLIP].shape[0] == batch_size
 
 
-def _feed(run: RunConfig, shards: ShardSet, *, cached: bool) -> RowFeed:
+def make_feed(run: RunConfig, shards: ShardSet, *, cached: bool) -> RowFeed:
+    """The feed of all clips of a shard set, with their EF, as a training of one worker has it."""
     rows = np.sort(shards.samples["row"].to_numpy(np.int64))
     columns = run.task.decoder.columns
     labels = {"ef": pd.to_numeric(shards.samples["EF"]).to_numpy(np.float32)}
@@ -258,9 +289,10 @@ def _feed(run: RunConfig, shards: ShardSet, *, cached: bool) -> RowFeed:
     )
 
 
-def _feed_pass(feed: RowFeed, batch_size: int) -> None:
+def feed_pass(feed: RowFeed, batch_size: int, buffer: int = 32) -> None:
+    """One training epoch of a feed, whose batches nothing is done with."""
     order = epoch_order(len(feed), seed=0, epoch=0, rank=0)
-    batches: Iterator[Any] = feed.batches(batch_size, order=order, buffer=32)
+    batches: Iterator[Any] = feed.batches(batch_size, order=order, buffer=buffer)
     for _, batch in batches:
         assert batch[CLIP].shape[0] == batch_size
 
