@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,8 @@ class StoredModel:
 def list_models(store: str, task: str | None = None) -> list[StoredModel]:
     """The complete bundles of a store, by task and then by age.
 
+    Bundles inside a bundle are a part of it: the networks of one that fuses views.
+
     Args:
         store: folder or s3:// prefix.
         task: only those of one task.
@@ -127,8 +130,10 @@ def list_models(store: str, task: str | None = None) -> list[StoredModel]:
     """
     models = []
     pointers: dict[str, Production | None] = {}
-    for file in storage.list_files(store, [SUMS]):
-        folder = file[: -len(SUMS)].rstrip("/")
+    folders = {file[: -len(SUMS)].rstrip("/") for file in storage.list_files(store, [SUMS])}
+    for folder in sorted(folders):
+        if any(above in folders for above in _above(folder)):
+            continue
         metadata = json.loads(storage.read_bytes(storage.join(folder, METADATA)))
         of_task = str(metadata["task"])
         if task is not None and of_task != task:
@@ -148,6 +153,13 @@ def list_models(store: str, task: str | None = None) -> list[StoredModel]:
             )
         )
     return sorted(models, key=lambda model: (model.task, model.created, model.folder))
+
+
+def _above(folder: str) -> Iterator[str]:
+    """The folders that a folder lies in, the nearest first."""
+    while "/" in folder:
+        folder = folder.rsplit("/", 1)[0]
+        yield folder
 
 
 def production(store: str, task: str) -> Production | None:

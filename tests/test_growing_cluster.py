@@ -16,9 +16,9 @@ from ray_cluster import several_nodes
 from cardioray.data.cluster import Capacity, capacity, require_shared
 from cardioray.inference.actors import THREADS_PER_ACTOR, Loading, pool_size, run_on_actors
 from cardioray.training.resources import gpus_per_worker, worker_resources
-from cardioray.training.settings import ScaleConfig
+from cardioray.training.settings import RunConfig, ScaleConfig
 from cardioray.tuning.compare import fit_cluster
-from cardioray.tuning.settings import CompareConfig
+from cardioray.tuning.settings import CompareConfig, select_backbones
 
 pytestmark = pytest.mark.ray
 
@@ -58,6 +58,44 @@ def test_trials_may_ask_for_what_is_not_up_yet(only_head: Cluster) -> None:
     assert (fitted.scale.cpus_per_worker, fitted.scale.gpus_per_worker) == (1.0, 1.0)
     few = CompareConfig(backbones=("vgg16", "vgg19"), folds=3, max_concurrent=2)
     assert fit_cluster(run, few)[1] == 2
+
+
+def nodes(*each: tuple[float, float]) -> Capacity:
+    """A cluster of nodes with so many CPUs and GPUs."""
+    cpus, gpus = (float(sum(kind)) for kind in zip(*each, strict=True))
+    return Capacity(cpus=cpus, gpus=gpus, grows=False, nodes=each)
+
+
+@pytest.mark.parametrize(
+    ("offered", "scale", "trials"),
+    [
+        (nodes((2, 0)), (), 2),
+        (nodes((4, 0)), ("scale.workers=2",), 2),
+        (nodes((2, 0)), ("scale.cpus_per_worker=1",), 1),  # Ray Data has to read beside them
+        (nodes((64, 8)), (), 8),
+        (nodes((32, 4), (32, 4)), ("scale.workers=2", "scale.gpus_per_worker=1"), 4),
+        (nodes((32, 4), (32, 4)), ("scale.workers=3", "scale.gpus_per_worker=1"), 2),
+        (nodes((32, 4), (32, 4)), ("scale.gpus_per_worker=0.5",), 16),
+        (nodes((32, 1), (32, 1)), ("scale.gpus_per_worker=0.4",), 4),  # 0.2 of each is left
+        (nodes((64, 8)), ("scale.gpus_per_worker=0.25",), 20),  # there are no more trials
+        (nodes((8, 8)), ("scale.cpus_per_worker=2",), 3),
+    ],
+)
+def test_as_many_trials_run_as_fit(
+    offered: Capacity,
+    scale: tuple[str, ...],
+    trials: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cardioray.data.cluster.capacity", lambda: offered)
+    run = RunConfig.build("ffr", {}, scale)
+    ten = select_backbones("all", run.task)
+    fitted, concurrent = fit_cluster(run, CompareConfig(backbones=ten, folds=2))
+    assert concurrent == trials
+    cpus, gpus = float(fitted.scale.cpus_per_worker), float(fitted.scale.gpus_per_worker)
+    workers = concurrent * fitted.scale.workers
+    assert offered.places(cpus, gpus) >= workers
+    assert cpus * workers <= 0.9 * offered.cpus
 
 
 class Echo:

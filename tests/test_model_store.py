@@ -87,6 +87,17 @@ def test_a_stored_bundle_is_promoted_by_its_name(store: str, tmp_path: Path) -> 
         promote(store, f"{first.folder}x")
 
 
+def test_networks_of_a_fused_bundle_are_no_models(store: str, tmp_path: Path) -> None:
+    fused = tmp_path / "fused"
+    make_bundle(fused, "fused", task="echo-cmr")
+    make_bundle(fused / "members" / "A4C", "A4C", task="echo-cmr")
+    seal(fused)
+    promoted = promote(store, str(fused))
+    assert [model.folder for model in list_models(store)] == [promoted.folder]
+    with pytest.raises(ValueError, match="A4C"):
+        promote(store, "A4C")
+
+
 def test_promoting_what_is_in_production_changes_nothing(store: str, tmp_path: Path) -> None:
     first = make_bundle(tmp_path / "a", "first")
     promote(store, first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import os
@@ -29,10 +30,11 @@ from cardioray import config, storage
 from cardioray.bundle import BundleError
 from cardioray.model_store import promote, rollback
 from cardioray.scratch import process_folder
+from cardioray.serve import hosting
 from cardioray.serve.app import build
 from cardioray.serve.auth import new_key
 from cardioray.serve.deploy import application_settings, serve_bundles
-from cardioray.serve.hosting import describe, load_remote
+from cardioray.serve.hosting import check_ready, describe, load_local, load_remote
 from cardioray.serve.settings import ServerSettings, ServeSettings
 
 pytestmark = pytest.mark.ray
@@ -242,6 +244,7 @@ def test_decoding_and_network_apart_answer_the_same(stage: Stage, tmp_path: Path
     apart = {"layout": "apart", "ingress_cpus": 0.5, "ingress_scaling": ONE, "follow": store}
     pinned = [str(stage.second)]
     with stage.application("apart", **apart, follow_every_s=0.3, bundles=pinned) as url:
+        assert httpx.get(f"{url}/ready", timeout=60).json()["models"] == ["tiny", "second"]
         predictor = cardioray.load(stage.tiny, precision="fp32", num_threads=1)
         files = [png(seed) for seed in range(3)]
         parts = [("files", ("x", data, "image/png")) for data in files]
@@ -276,6 +279,34 @@ def test_apart_the_runtime_is_that_of_the_network(
     settings = config.parse(ServeSettings, written)
     model = load_remote(str(stage.tiny), None, settings, None)  # type: ignore[arg-type]
     assert describe(model, True)["runtime"] == runtime
+
+
+def test_apart_a_network_that_no_replica_has_is_not_ready(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Silent:
+        """In the place of a handle whose replicas are gone."""
+
+        @property
+        def prepare(self) -> Silent:
+            return self
+
+        async def remote(self, *_: object) -> None:
+            await asyncio.sleep(60)
+
+    settings = config.parse(
+        ServeSettings, {"task": "ffr", "bundles": [str(stage.tiny)], "layout": "apart"}
+    )
+    model = load_remote(str(stage.tiny), None, settings, Silent())  # type: ignore[arg-type]
+    monkeypatch.setattr(hosting, "READY_WITHIN_S", 0.05)
+    with pytest.raises(RuntimeError, match="No replica has the network of model tiny ready"):
+        asyncio.run(check_ready([model]))
+
+
+def test_a_replica_that_gets_no_gpu_says_so(stage: Stage) -> None:
+    settings = config.parse(ServeSettings, {"task": "ffr", "bundles": [str(stage.tiny)], "gpus": 1})
+    with pytest.raises(ValueError, match="asks for 1 GPU a replica, and PyTorch finds none"):
+        load_local(str(stage.tiny), None, settings, None, None)  # type: ignore[arg-type]
 
 
 def test_a_model_takes_its_copy_from_a_bucket_along(stage: Stage, s3: str) -> None:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import ray
 import tiny_training as tiny
+import torch
 from plain_ddp import losses_by_hand
 from ray.cluster_utils import Cluster
 from ray.util.state import list_tasks
@@ -107,3 +108,6 @@ def test_nothing_is_lost_with_a_node(lost: Lost, shards: ShardSet, tmp_path: Pat
     np.testing.assert_allclose(losses, losses_by_hand(shards, tmp_path), atol=1e-5, rtol=0)
     np.testing.assert_allclose(log["train_loss"], losses.to_numpy().reshape(3, -1).mean(axis=1))
     assert len(lost.outcome.predictions()) == 24
+    # The nodes' GPUs are made up, and no run says it was trained on what it was not.
+    on_cpu = [note for note in lost.outcome.notes if "PyTorch found none there" in note]
+    assert len(on_cpu) == (not torch.cuda.is_available())

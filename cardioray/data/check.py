@@ -345,7 +345,7 @@ def print_report(report: DataReport, console: Console | None = None) -> None:
         if histogram:
             _print_rows(console, title, ("", "count"), list(histogram.items()))
     if report.unreadable:
-        _print_rows(console, "Cannot be read", ("source", "reason"), report.unreadable)
+        _print_rows(console, "Cannot be read", ("source", "reason"), report.unreadable, most=None)
     for text in report.warnings:
         console.print(f"[yellow]warning[/yellow]  {escape(text)}")
     for text in report.errors:
@@ -355,14 +355,18 @@ def print_report(report: DataReport, console: Console | None = None) -> None:
 
 
 def _print_rows(
-    console: Console, title: str, headings: tuple[str, str], rows: Iterable[tuple[str, object]]
+    console: Console,
+    title: str,
+    headings: tuple[str, str],
+    rows: Iterable[tuple[str, object]],
+    most: int | None = _PRINTED_ROWS,
 ) -> None:
     listed = list(rows)
     table = Table(title=title, title_justify="left", show_header=bool(headings[0]))
     for heading in headings:
         table.add_column(heading, overflow="fold")
-    for first, second in listed[:_PRINTED_ROWS]:
+    for first, second in listed[:most]:
         table.add_row(escape(first), escape(str(second)))
     console.print(table)
-    if len(listed) > _PRINTED_ROWS:
-        console.print(f"and {len(listed) - _PRINTED_ROWS} more")
+    if most is not None and len(listed) > most:
+        console.print(f"and {len(listed) - most} more")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 from ray.serve.handle import DeploymentHandle
 
 from cardioray.bundle import Bundle, open_bundle
@@ -39,6 +40,8 @@ log = logging.getLogger("ray.serve.cardioray")
 _NO_PICTURE = np.zeros((1, 1), np.uint8)
 # A pass of 32 frames takes a second or two on one slow core, and some where pictures are large.
 STUCK_AFTER_S = 120.0
+# Who asks whether a replica is ready does so every few seconds, and goes elsewhere if it is not.
+READY_WITHIN_S = 5.0
 
 
 class Engine(Protocol):
@@ -46,6 +49,8 @@ class Engine(Protocol):
 
     @property
     def busy_s(self) -> float: ...  # noqa: D102
+
+    async def ready(self) -> None: ...  # noqa: D102
 
     async def infer(self, samples: Sequence[DecodedSample]) -> ModelOutputs: ...  # noqa: D102
 
@@ -78,6 +83,9 @@ class LocalEngine:
     def busy_s(self) -> float:
         """Seconds the present forward pass has taken so far."""
         return self._batcher.busy_s
+
+    async def ready(self) -> None:
+        """Loaded and warm since it is there."""
 
     async def infer(self, samples: Sequence[DecodedSample]) -> ModelOutputs:
         """The outputs for one study."""
@@ -115,6 +123,19 @@ class RemoteEngine:
     async def prepare(self) -> None:
         """Have the model loaded before the first request needs it."""
         await self._handle.prepare.remote(*self._key)
+
+    async def ready(self) -> None:
+        """Return when a replica has the model loaded.
+
+        Raises:
+            RuntimeError: when none says so within `READY_WITHIN_S`.
+        """
+        try:
+            await asyncio.wait_for(self.prepare(), READY_WITHIN_S)
+        except TimeoutError:
+            raise RuntimeError(
+                f"No replica has the network of model {self._key[1]} ready."
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -273,6 +294,16 @@ def check_models(models: Sequence[Model]) -> None:
             )
 
 
+async def check_ready(models: Sequence[Model]) -> None:
+    """Fail when a network cannot be asked now, wherever it runs.
+
+    Raises:
+        RuntimeError: says which.
+    """
+    check_models(models)
+    await asyncio.gather(*(model.engine.ready() for model in models))
+
+
 def load_local(
     path: str,
     name: str | None,
@@ -280,7 +311,16 @@ def load_local(
     metrics: ServeMetrics,
     threads: Threads,
 ) -> Model:
-    """Load a bundle, warm it up for every batch size, and put a batcher in front of it."""
+    """Load a bundle, warm it up for every batch size, and put a batcher in front of it.
+
+    Raises:
+        ValueError: when the replica was given a GPU and PyTorch finds none.
+    """
+    if settings.gpus > 0 and not torch.cuda.is_available():
+        raise ValueError(
+            f"The application asks for {settings.gpus:g} GPU a replica, and PyTorch finds none. "
+            "Install a PyTorch with CUDA on that machine, or set gpus: 0 to answer on CPUs."
+        )
     predictor = _predictor(
         path,
         runtime=settings.runtime,

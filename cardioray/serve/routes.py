@@ -17,7 +17,7 @@ from cardioray import __version__
 from cardioray.bundle import CARD
 from cardioray.data.decoding import DecodedSample
 from cardioray.data.frames import FrameSelection
-from cardioray.serve.hosting import Model, describe
+from cardioray.serve.hosting import Model, check_ready, describe
 from cardioray.serve.middleware import (
     Gatekeeper,
     http_problem,
@@ -210,7 +210,7 @@ def _add_probes(app: FastAPI, replica: Answerer) -> None:
     async def ready() -> dict[str, Any]:
         """Whether every model is loaded, warm and not stuck."""
         try:
-            replica.check_health()
+            await check_ready(replica.catalogue.models)
         except RuntimeError as error:
             raise Problem("not-ready", 503, "The replica is not ready", str(error)) from None
         return {"status": "ready", "models": [model.name for model in replica.catalogue.models]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import tempfile
 import time
@@ -38,7 +37,10 @@ from cardioray.training.schedule import note_plateau, scheduled_rate
 from cardioray.training.settings import RunConfig, StageConfig
 from cardioray.training.state import Progress, TrainState, read_progress
 
-log = logging.getLogger(__name__)
+_NO_GPU = (
+    "Ray gave the workers GPUs, and PyTorch found none there: trained on CPUs. Install a PyTorch "
+    "with CUDA on those machines, or start Ray on them with the GPUs they have."
+)
 
 
 def train_worker(plan: TrainPlan) -> None:
@@ -115,6 +117,9 @@ class _Trainer:
                 progress = read_progress(Path(folder))
             if self.rank == 0:
                 plan = self.plan
+                if ray.train.torch.get_device().type == "cuda" and self.device.type == "cpu":
+                    # The driver says it: what a worker logs stays on its node.
+                    progress.notes = [*dict.fromkeys([*progress.notes, _NO_GPU])]
                 self.logs = RunLogs.open(plan.folder, plan.label, plan.run, progress, plan.tracking)
             while progress.stage < len(self.plan.stages):
                 self._run_stage(progress, Path(folder) if folder else None)
@@ -163,7 +168,6 @@ class _Trainer:
             raise ValueError(
                 f"{self.plan.label}: the training loss was no number in the first epoch. {advice}"
             )
-        # The driver says it: what a worker logs stays on its node.
         progress.notes.append(
             f"The training loss was no number any more in epoch {progress.epoch} of stage "
             f"{stage.name}, which ended with the weights of epoch {progress.best_epoch}. {advice}"
@@ -463,7 +467,6 @@ def _device() -> torch.device:
     device: torch.device = ray.train.torch.get_device()
     # Ray believes whoever says a node has GPUs; nccl has failed by now where there is none.
     if device.type == "cuda" and not torch.cuda.is_available():
-        log.warning("Ray gave this worker %s, but PyTorch finds no GPU: computing on CPU.", device)
         return torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)

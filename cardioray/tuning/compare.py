@@ -404,6 +404,9 @@ def _failed_backbones(first: Round, others: Round) -> dict[str, str]:
     """Why backbones cannot be ranked; of several draws of a search one is enough."""
     found = {trial.backbone for trial in first.results}
     failures = [failure for failure in first.failures if failure.backbone not in found]
+    for failure in first.failures:
+        if failure.backbone in found:
+            log.warning("%s failed, and other draws of it count: %s", failure.name, failure.reason)
     return {failure.backbone: failure.reason for failure in failures + others.failures}
 
 
