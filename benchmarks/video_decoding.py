@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
 import os
 import tempfile
 import time
@@ -76,7 +76,7 @@ def run(settings: DecodingSettings) -> Report:
             for name, (window, whole) in ways.items():
                 seconds[name][0] += _fastest(functools.partial(window, data, path, start), rounds)
                 seconds[name][1] += _fastest(functools.partial(whole, data, path), rounds)
-    return _report(settings, seconds, len(files), len(real))
+    return _report(settings, seconds, len(files), len(real), why_no_torchcodec())
 
 
 def _ways(decoder: ClipDecoder, shielded: IsolatedDecoder) -> dict[str, Any]:
@@ -109,19 +109,24 @@ def _ways(decoder: ClipDecoder, shielded: IsolatedDecoder) -> dict[str, Any]:
             lambda d, p: shielded.decode(d, None),
         ),
     }
-    if (torchcodec := _torchcodec()) is not None:
-        ways[TORCHCODEC] = torchcodec
+    if why_no_torchcodec() is None:
+        ways[TORCHCODEC] = _torchcodec()
     return ways
 
 
-def _torchcodec() -> Any:
-    """torchcodec's ways, None where it is absent or cannot be loaded."""
-    if importlib.util.find_spec("torchcodec") is None:
-        return None
+def why_no_torchcodec() -> str | None:
+    """Why torchcodec does not load, in one line that fits into a table; None where it does."""
     try:
-        from torchcodec.decoders import VideoDecoder
-    except (ImportError, RuntimeError, OSError):
-        return None
+        importlib.import_module("torchcodec.decoders")
+    except (ImportError, RuntimeError, OSError) as error:
+        # It lists every release of FFmpeg that it has tried, in many lines.
+        return " ".join(str(error).replace("|", "/").split())[:200] or type(error).__name__
+    return None
+
+
+def _torchcodec() -> Any:
+    """torchcodec's ways, where it loads."""
+    from torchcodec.decoders import VideoDecoder
 
     def window(data: bytes, path: Path, start: int) -> Any:
         decoder = VideoDecoder(data, num_ffmpeg_threads=1, seek_mode="approximate")
@@ -173,12 +178,18 @@ def _phantoms(count: int) -> list[bytes]:
 
 
 def _report(
-    settings: DecodingSettings, seconds: dict[str, list[float]], files: int, real: int
+    settings: DecodingSettings,
+    seconds: dict[str, list[float]],
+    files: int,
+    real: int,
+    no_torchcodec: str | None,
 ) -> Report:
     speed = {name: [files / value for value in pair] for name, pair in seconds.items()}
     rows: list[dict[str, Cell]] = [
         {"way": name, "window": pair[0], "whole": pair[1]} for name, pair in speed.items()
     ]
+    if no_torchcodec is not None:
+        rows.append({"way": f"{TORCHCODEC}: not timed, it does not load ({no_torchcodec})"})
     return Report(
         name="video_decoding",
         title="Video: decoding",

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +85,37 @@ def run_demo(out: str, settings: DemoConfig, console: Console) -> dict[str, Any]
         Failed: when the server answers otherwise than Python, or when the demo as it stands
             has not learned what it should.
     """
+    if storage.is_remote(out):
+        raise ValueError(f"The demo works in a local folder, and {out} is a bucket's.")
+    root = Path(out).expanduser().resolve()
+    say = _teller(console)
+    comparison = compare_on_phantoms(root, settings, console, say)
+    print_leaderboard(comparison.leaderboard, console)
+    auc = _held_out(comparison, console)
+    say("4. Serve the winner and ask it over HTTP")
+    answer = _serve_and_ask(comparison, root, console)
+    say("Done")
+    console.print(f"Leaderboard: {root / 'compare' / 'leaderboard.html'}")
+    console.print(f"Bundle:      {comparison.bundles[0].place}")
+    console.print(f"Serve again: cardioray serve {comparison.bundles[0].place}")
+    require_learned(settings, auc)
+    return answer
+
+
+def _teller(console: Console) -> Callable[[str], None]:
+    """What prints the heading of a step with the seconds until then."""
     started = time.monotonic()
 
     def say(text: str) -> None:
         console.rule(f"[bold]{text}[/] ({time.monotonic() - started:.0f} s)", align="left")
 
-    if storage.is_remote(out):
-        raise ValueError(f"The demo works in a local folder, and {out} is a bucket's.")
-    root = Path(out).expanduser().resolve()
+    return say
+
+
+def compare_on_phantoms(
+    root: Path, settings: DemoConfig, console: Console, say: Callable[[str], None]
+) -> Comparison:
+    """The demo up to its winner: patients drawn, shards made, backbones compared."""
     say(f"1. {settings.patients} phantom patients, preset {settings.preset!r}")
     manifest = _phantoms(root, settings, console)
     say("2. Shards: decode and resize once")
@@ -102,7 +126,7 @@ def run_demo(out: str, settings: DemoConfig, console: Console) -> dict[str, Any]
     with progress_bar(console, "preparing", len(data)) as advance:
         shards = prepare(run.task, data, str(root / "shards"), PrepareConfig(), advance)
     say("3. Compare backbones: ASHA on the first fold, survivors on all")
-    comparison = compare(
+    return compare(
         run,
         shards,
         CompareConfig(
@@ -117,16 +141,6 @@ def run_demo(out: str, settings: DemoConfig, console: Console) -> dict[str, Any]
         str(root / "compare"),
         shown=Shown("Comparing ffr", run.task.monitor.name, console),
     )
-    print_leaderboard(comparison.leaderboard, console)
-    auc = _held_out(comparison, console)
-    say("4. Serve the winner and ask it over HTTP")
-    answer = _serve_and_ask(comparison, root, console)
-    say("Done")
-    console.print(f"Leaderboard: {root / 'compare' / 'leaderboard.html'}")
-    console.print(f"Bundle:      {comparison.bundles[0].place}")
-    console.print(f"Serve again: cardioray serve {comparison.bundles[0].place}")
-    require_learned(settings, auc)
-    return answer
 
 
 def _phantoms(root: Path, settings: DemoConfig, console: Console) -> Path:

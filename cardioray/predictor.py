@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import io
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -74,9 +77,10 @@ class ModelOutputs:
 
     Attributes:
         scores: per target, uncalibrated probabilities or numbers (N,); means over the windows of
-            a sample that the network saw.
-        features: pooled features (N, D), means too.
-        windows: per target and sample, the score of every window; a picture has one.
+            a sample that the network saw. NaN for a sample that it was not asked about.
+        features: pooled features (N, D), means too; NaN for such a sample.
+        windows: per target and sample, the score of every window; a picture has one, a sample that
+            the network was not asked about has none.
     """
 
     scores: Mapping[str, NDArray[np.float32]]
@@ -93,6 +97,20 @@ class ModelOutputs:
             {k: v[part] for k, v in self.windows.items()},
         )
 
+    @property
+    def asked(self) -> NDArray[np.bool_]:
+        """Whether the network was asked about each sample, shape (N,)."""
+        windows = next(iter(self.windows.values()))
+        return np.array([len(own) > 0 for own in windows], bool)
+
+    def take(self, chosen: NDArray[np.int64]) -> ModelOutputs:
+        """The outputs for some of the samples, by their places."""
+        return ModelOutputs(
+            {k: v[chosen] for k, v in self.scores.items()},
+            self.features[chosen],
+            {k: [v[i] for i in chosen] for k, v in self.windows.items()},
+        )
+
     @classmethod
     def of_windows(
         cls,
@@ -103,7 +121,7 @@ class ModelOutputs:
         """The outputs for samples from those for their windows.
 
         Args:
-            counts: windows of each sample, in order.
+            counts: windows of each sample, in order; 0 where the network was not asked about it.
             scores: per target, of every window.
             features: of every window.
         """
@@ -113,10 +131,15 @@ class ModelOutputs:
         edges = np.cumsum(counts)[:-1]
         parts = {name: np.split(values, edges) for name, values in scores.items()}
         means = {
-            name: np.array([part.mean(dtype=np.float64) for part in own], np.float32)
+            name: np.array(
+                [part.mean(dtype=np.float64) if len(part) else np.nan for part in own], np.float32
+            )
             for name, own in parts.items()
         }
-        pooled = np.stack([part.mean(axis=0) for part in np.split(features, edges)])
+        nothing = np.full(features.shape[1], np.nan, np.float32)
+        pooled = np.stack(
+            [part.mean(axis=0) if len(part) else nothing for part in np.split(features, edges)]
+        )
         return cls(means, pooled, parts)
 
 
@@ -196,21 +219,36 @@ class Predictor:
             self._model = model.eval()
         return self._model
 
-    def predict(self, items: Item | Sequence[Item]) -> dict[str, Any]:
+    def predict(
+        self, items: Item | Sequence[Item], views: Sequence[str] | None = None
+    ) -> dict[str, Any]:
         """Answer for one study: one or several files, or frames as arrays.
 
         Args:
             items: file contents, paths (local or s3://), or uint8 arrays (H, W) or (H, W, 3).
+            views: of cines, the view of each item, "" where it is not known. A cine of another
+                view than the network was trained on is left out.
 
         Returns:
             Per target its answer, the model's name, and warnings; see docs/serving.md.
 
         Raises:
-            UnreadableImage: when an item cannot be read; says why and what is accepted.
+            UnreadableImage: when an item cannot be read; says why and what is accepted. When every
+                cine is of another view than the network was trained on.
             FileNotFoundError: when a path does not exist.
+            ValueError: when there are not as many views as items, or the task is not about cines.
         """
         listed = [items] if isinstance(items, bytes | str | Path | np.ndarray) else list(items)
-        samples = [sample for item in listed for sample in self._decode_item(item)]
+        said = [""] * len(listed) if views is None else list(views)
+        if views is not None and not isinstance(self.task, VideoTask):
+            raise ValueError(f"Leave out views: {self.task.name} is not about cines.")
+        if len(said) != len(listed):
+            raise ValueError(f"{len(listed)} items have {len(said)} views; give one for each.")
+        samples = [
+            replace(sample, view=view)
+            for item, view in zip(listed, said, strict=True)
+            for sample in self._decode_item(item)
+        ]
         return self.answer(samples, self.infer(samples))
 
     def decode(self, data: bytes, max_frames: int = MAX_FRAMES) -> list[DecodedSample]:
@@ -224,6 +262,8 @@ class Predictor:
     def infer(self, samples: Sequence[DecodedSample]) -> ModelOutputs:
         """Run the network over samples of one or of many studies.
 
+        It is not asked about a cine that is said to show another view than it was trained on.
+
         Raises:
             UnreadableImage: when there are none.
         """
@@ -233,45 +273,95 @@ class Predictor:
         counts = np.zeros(len(samples), int)
         scores: list[Mapping[str, NDArray[np.float32]]] = []
         features: list[NDArray[np.float32]] = []
-        stored = ((np.array([i]), one_batch(s.arrays)) for i, s in enumerate(samples))
+        mine = np.flatnonzero(self._of_own_views(samples)).tolist()
+        stored = ((np.array([i]), one_batch(samples[i].arrays)) for i in mine)
         for owners, arrays in windows_of(stored, sampler, most, thorough=True):
             own_scores, own_features = self._run(tuple(arrays[name] for name in self.task.columns))
             np.add.at(counts, owners, 1)
             scores.append(own_scores)
             features.append(own_features)
+        if not mine:
+            nothing = {target.name: np.zeros(0, np.float32) for target in self.task.targets}
+            return ModelOutputs.of_windows(counts.tolist(), nothing, np.zeros((0, 0), np.float32))
         joined = {name: np.concatenate([part[name] for part in scores]) for name in scores[0]}
         return ModelOutputs.of_windows(counts.tolist(), joined, np.concatenate(features))
 
     def passes(self, samples: Sequence[DecodedSample]) -> int:
-        """How many forward passes `infer` takes for some samples."""
-        windows = sum(self.task.sampler.count(sample.arrays) for sample in samples)
-        return -(-windows // self.task.max_batch)
+        """How many forward passes `infer` takes for some samples, at least 1."""
+        mine = compress(samples, self._of_own_views(samples))
+        windows = sum(self.task.sampler.count(sample.arrays) for sample in mine)
+        return max(1, -(-windows // self.task.max_batch))
 
     def answer(self, samples: Sequence[DecodedSample], outputs: ModelOutputs) -> dict[str, Any]:
-        """The answer for one study from what the network said of its frames."""
+        """The answer for one study from what the network said of its frames.
+
+        Raises:
+            UnreadableImage: when every cine is of another view than the network was trained on.
+        """
         assert len(samples) == len(outputs)
+        used = outputs.asked
+        if not used.any():
+            raise UnreadableImage(
+                f"None of the {len(samples)} cines shows one of the views "
+                f"{', '.join(self._views)}, which the network was trained on; there are "
+                f"{_by_view(samples)}. Send a cine of {' or '.join(self._views)}; leave a view "
+                "empty where it is not known."
+            )
+        own = outputs.take(np.flatnonzero(used))
         answers: dict[str, Any] = {}
         for target in self.task.targets:
             point = self.operating_points[target.name]
-            frames = outputs.scores[target.name]
+            frames = own.scores[target.name]
             if target.kind == "binary":
                 assert isinstance(point, BinaryOperatingPoint)
                 answers[target.name] = binary_answer(point, target.classes, frames)
             else:
                 assert isinstance(point, RegressionOperatingPoint)
                 answers[target.name] = number_answer(point, target.unit, frames)
+        details = self.task.details(samples, outputs.windows)
+        if "cines" in details and any(sample.view for sample in samples):
+            details["cines"] = [
+                {**cine, "view": sample.view, "used": bool(mine)}
+                for cine, sample, mine in zip(details["cines"], samples, used, strict=True)
+            ]
         return {
             **answers,
-            **self.task.details(samples, outputs.windows),
+            **details,
             "model": self.bundle.name,
             "bundle": self.bundle.identity,
             "frames": len(samples),
             "warnings": [
                 *self.bundle.metadata["warnings"],
                 *self.task.doubts(samples),
-                *self.gate_warnings(samples, outputs),
+                *self._left_out(samples, used),
+                *self.gate_warnings(list(compress(samples, used)), own),
             ],
         }
+
+    @property
+    def _views(self) -> tuple[str, ...]:
+        """The views that the network was trained on; () where it was not chosen by view."""
+        return self.task.settings.views if isinstance(self.task, VideoTask) else ()
+
+    def _of_own_views(self, samples: Sequence[DecodedSample]) -> NDArray[np.bool_]:
+        """Which samples the network is asked about, shape (N,).
+
+        All but cines that are said to show another view than those it was trained on.
+        """
+        said = np.array([bool(sample.view) for sample in samples], bool)
+        if not self._views or not said.any():
+            return np.ones(len(samples), bool)
+        table = pd.DataFrame({"view": [sample.view for sample in samples]})
+        return ~said | self.task.takes_part(table)
+
+    def _left_out(self, samples: Sequence[DecodedSample], used: NDArray[np.bool_]) -> list[str]:
+        if used.all():
+            return []
+        others = _by_view(list(compress(samples, ~used)))
+        return [
+            f"Left out of {len(samples)} cines: {others}. The network was trained on "
+            f"{', '.join(self._views)}."
+        ]
 
     def overlay(self, sample: DecodedSample, method: str | None = None) -> Overlay:
         """A frame or cine with its heat for the class the headline answer names.
@@ -413,7 +503,7 @@ class Predictor:
         return {k: v.numpy() for k, v in scores.items()}, raw[FEATURES]
 
     def gate_warnings(self, samples: Sequence[DecodedSample], outputs: ModelOutputs) -> list[str]:
-        """What of some samples is unlike the training pictures, as sentences."""
+        """What of some samples is unlike the training pictures or cines, as sentences."""
         shown = [self.task.sampler.windows(sample.arrays, thorough=False)[0] for sample in samples]
         images = self.task.pictures(stacked(shown))
         shapes = np.array([sample.source_shape for sample in samples])
@@ -421,9 +511,18 @@ class Predictor:
         flagged = [finding.sentences for finding in findings if finding.sentences]
         if not flagged:
             return []
+        cines = isinstance(self.task, VideoTask)
+        known, each = ("cines", "cines") if cines else ("pictures", "frames")
         # Every sentence holds its own frame's numbers: one frame's reasons stand for all.
-        which = "" if len(samples) == 1 else f"{len(flagged)} of {len(samples)} frames, the first: "
-        return [f"Input unlike the training pictures: {which}{'; '.join(flagged[0][:3])}."]
+        which = "" if len(samples) == 1 else f"{len(flagged)} of {len(samples)} {each}, the first: "
+        text = f"Input unlike the training {known}: {which}{'; '.join(flagged[0][:3])}."
+        unsaid = any(f.sentences and not s.view for f, s in zip(findings, samples, strict=True))
+        if self._views and unsaid:
+            text += (
+                f" This may be another view than {' or '.join(self._views)}, which the network was "
+                "trained on."
+            )
+        return [text]
 
 
 def digest_numbers(digests: Sequence[str]) -> NDArray[np.uint64]:
@@ -439,6 +538,12 @@ def read_operating_points(
     calibrations = bundle.json(CALIBRATION)
     merged = {name: {**values, **calibrations[name]} for name, values in thresholds.items()}
     return {name: OperatingPoint.from_dict(values) for name, values in merged.items()}
+
+
+def _by_view(samples: Sequence[DecodedSample]) -> str:
+    """How many cines are said to show each view: "1 of A2C, 2 of PLAX"."""
+    counts = Counter(sample.view for sample in samples)
+    return ", ".join(f"{count} of {view}" for view, count in sorted(counts.items()))
 
 
 def _shrunk(picture: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:

@@ -24,7 +24,6 @@ from cardioray.evaluation.operating_point import BinaryOperatingPoint, Regressio
 from cardioray.evaluation.predictions import views_side_by_side
 from cardioray.model_store import bundle_place
 from cardioray.predictor import (
-    Item,
     ModelOutputs,
     Overlay,
     Predictor,
@@ -68,7 +67,7 @@ class StudyOutputs(ModelOutputs):
 
 
 class StudyPredictor(Predictor):
-    """As a predictor of one network; see there.
+    """As a predictor of one network; see there. Views that nobody says are told by a classifier.
 
     Attributes:
         fusion: how the cines of a study become one answer.
@@ -106,30 +105,6 @@ class StudyPredictor(Predictor):
         self.sorter = member(SORTER) if SORTER in bundle.members else None
         first = self.members[self.fusion.views[0]]
         self.runtime, self.bf16 = first.runtime, first.bf16
-
-    def predict(
-        self, items: Item | Sequence[Item], views: Sequence[str] | None = None
-    ) -> dict[str, Any]:
-        """Answer for one study; as `Predictor.predict`.
-
-        Args:
-            items: its files, or clips as arrays.
-            views: the view of each item, "" where it is not known; by default the classifier
-                tells them. A cine of a view that has no network is left out.
-
-        Raises:
-            ValueError: when there are not as many views as items.
-        """
-        listed = [items] if isinstance(items, bytes | str | Path | np.ndarray) else list(items)
-        said = [""] * len(listed) if views is None else list(views)
-        if len(said) != len(listed):
-            raise ValueError(f"{len(listed)} items have {len(said)} views; give one for each.")
-        samples = [
-            replace(sample, view=view)
-            for item, view in zip(listed, said, strict=True)
-            for sample in self._decode_item(item)
-        ]
-        return self.answer(samples, self.infer(samples))
 
     def infer(self, samples: Sequence[DecodedSample]) -> StudyOutputs:
         """Sort cines of one or of many studies, and run the network of its view over each.

@@ -13,6 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian, UltrasoundMultiFrameImageStorage
 
 from cardioray.data.clip import CLIP, ClipDecoder, ClipPreprocess
 from cardioray.data.deidentify import KEPT_TAGS, deidentify
+from cardioray.data.frames import UnreadableImage
 from cardioray.data.video import read_video
 
 NAME, PATIENT = "Doe^Jane", "P-1234567"
@@ -128,6 +129,61 @@ def test_a_second_call_with_the_same_key_keeps_the_names(tmp_path: Path) -> None
     assert len(second) == 2
 
 
+def test_a_key_that_others_could_read_becomes_its_owners_alone(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "in" / "a.dcm", cine())
+    key = tmp_path / "key.csv"
+    deidentify(str(tmp_path / "in"), str(tmp_path / "one"), str(key))
+    held = key.read_text()
+    key.chmod(0o644)
+    deidentify(str(tmp_path / "in"), str(tmp_path / "two"), str(key))
+    assert key.read_text() == held, "there is no new name"
+    assert key.stat().st_mode & 0o777 == 0o600
+
+
+def test_every_frame_of_a_long_cine_is_written(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "in" / "a.dcm", np.tile(cine(), (52, 1, 1)))
+    done = deidentify(str(tmp_path / "in"), str(tmp_path / "out"), str(tmp_path / "key.csv"))
+    assert list(done.manifest["frames"]) == [1040]
+    frames, _ = read_video((tmp_path / "out" / done.manifest["source"][0]).read_bytes())
+    assert len(frames) == 1040
+    # The last of them are those of the file, not repeated ones.
+    assert np.array_equal(frames[-20:], frames[:20])
+    assert not np.array_equal(frames[-1], frames[-2])
+
+
+def test_a_cine_of_more_frames_than_are_held_is_refused_and_not_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_dicom(tmp_path / "in" / "a.dcm", cine(20))
+    write_dicom(tmp_path / "in" / "b.dcm", cine(19))
+    monkeypatch.setattr("cardioray.data.deidentify._MOST_BYTES", 19 * 112 * 112)
+    done = deidentify(str(tmp_path / "in"), str(tmp_path / "out"), str(tmp_path / "key.csv"))
+    assert list(done.manifest["frames"]) == [19]
+    ((file, reason),) = done.refused
+    assert file == "a.dcm"
+    assert "states 20 frames; at most 19" in reason
+    assert "--image-size" in reason
+
+
+def test_a_cine_of_any_number_of_pixels_in_all_is_read_in_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_dicom(tmp_path / "a.dcm", cine(55)).read_bytes()
+    preprocess = ClipPreprocess(sector="find")
+    (expected,) = ClipDecoder(preprocess=preprocess).decode(data, None)
+    # Ten frames at once: the sector is looked for in more than a run, and the last one is shorter.
+    monkeypatch.setattr("cardioray.data.clip.MAX_PIXELS", 240 * 320)
+    (read,) = ClipDecoder(preprocess=preprocess).decode(data, None)
+    assert np.array_equal(read.arrays[CLIP], expected.arrays[CLIP])
+    assert read.facts == pytest.approx(expected.facts, nan_ok=True)
+    (part,) = ClipDecoder(preprocess=preprocess).decode(data, "7-33")
+    assert len(part.arrays[CLIP]) == 27
+    # The limit of a single frame stays.
+    monkeypatch.setattr("cardioray.data.clip.MAX_PIXELS", 240 * 320 - 1)
+    with pytest.raises(UnreadableImage, match="320 x 240 = 76,800 pixels"):
+        ClipDecoder(preprocess=preprocess).decode(data, None)
+
+
 def test_without_a_sector_nothing_is_written(tmp_path: Path) -> None:
     still = np.zeros((10, 240, 320), np.uint8)
     still[:, 10:20, 10:100] = 255
@@ -143,9 +199,11 @@ def test_the_key_does_not_lie_with_what_it_protects(tmp_path: Path) -> None:
         deidentify(str(tmp_path / "in"), str(tmp_path / "out"), str(tmp_path / "out" / "key.csv"))
     foreign = tmp_path / "table.csv"
     foreign.write_text("a,b\n1,2\n")
+    foreign.chmod(0o644)
     with pytest.raises(ValueError, match="is no key file"):
         deidentify(str(tmp_path / "in"), str(tmp_path / "out"), str(foreign))
     assert foreign.read_text() == "a,b\n1,2\n"
+    assert foreign.stat().st_mode & 0o777 == 0o644
 
 
 @pytest.mark.samples

@@ -23,7 +23,8 @@ from pydicom.uid import (
 )
 
 from cardioray.data.contrast import contrast_frames
-from cardioray.data.dicom import read_dicom_info
+from cardioray.data.dicom import iter_dicom, read_dicom_info
+from cardioray.data.frames import frames_at_once
 from cardioray.data.image import (
     FrameSelection,
     UnreadableImage,
@@ -260,6 +261,19 @@ def test_limits_are_checked_before_decoding() -> None:
     with pytest.raises(UnreadableImage, match="3,200 pixels; at most 640"):
         read_frames(to_bytes(cine), max_pixels=64)
     assert len(read_frames(to_bytes(cine), frames=FrameSelection.parse("3"), max_pixels=64)) == 1
+
+
+def test_a_run_of_frames_within_the_limit_is_read_and_one_more_is_not() -> None:
+    data, pixels, limit = to_bytes(make_dicom(np.zeros((50, 8, 8)))), 64, 100
+    most = frames_at_once(pixels, limit)
+    assert most == 15
+
+    def read(count: int) -> int:
+        return len(list(iter_dicom(data, FrameSelection.parse(f"9-{8 + count}"), 50, limit)))
+
+    assert read(most) == most
+    with pytest.raises(UnreadableImage, match="1,024 pixels; at most 1,000"):
+        read(most + 1)
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,15 @@ def test_optional_parts_say_how_to_get_them() -> None:
     assert doctor.optional_row("json", "reads JSON", "").state == "ok"
 
 
+def test_what_is_called_optional_is_used_somewhere() -> None:
+    package = Path(doctor.__file__).parent
+    sources = [file.read_text() for file in package.rglob("*.py") if file.name != "doctor.py"]
+    rows = doctor.optional_rows()
+    assert rows
+    for row in rows:
+        assert any(row.name in source for source in sources), f"nothing uses {row.name}"
+
+
 class TestMachine:
     @pytest.mark.parametrize(
         ("key", "flags"), [("flags\t\t", "fpu avx2 avx512_bf16"), ("Features\t", "fp asimd bf16")]

@@ -10,14 +10,18 @@ import pandas as pd
 import pytest
 import tiny_training as tiny
 import torch
+from rich.console import Console
 
 import cardioray
+from cardioray.bundle import Bundle
 from cardioray.data.clip import CLIP
 from cardioray.data.pipeline import PrepareConfig, prepare
 from cardioray.data.reading import draw_windows, pixel_statistics, take_rows
 from cardioray.data.sampling import VALID, ClipSampling, draw, split
 from cardioray.data.shards import ShardSet
 from cardioray.data.video_writing import encode_video
+from cardioray.inference.batch import predict_files
+from cardioray.tasks import make_task
 from cardioray.training.run import make_plan
 from cardioray.training.settings import RunConfig
 from cardioray.training.single import train_bundle
@@ -137,10 +141,14 @@ def test_a_run_is_the_same_twice_and_scores_every_clip(
     assert table["score"].between(0, 100).all()
 
 
-def test_a_bundle_answers_about_a_video(shards: ShardSet, echoes: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def bundle(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     run = RunConfig.build("echo-ef", {}, TINY)
     with tiny.training_here():
-        bundle = train_bundle(run, shards, str(tmp_path), name="tiny")
+        return train_bundle(run, shards, str(tmp_path_factory.mktemp("runs")), name="tiny")
+
+
+def test_a_bundle_answers_about_a_video(bundle: Bundle, echoes: Path) -> None:
     predictor = cardioray.load(str(bundle.path))
     held = pd.read_parquet(bundle.path / "predictions.parquet")
     test = held[held["split"] == "test"]
@@ -163,3 +171,75 @@ def test_a_bundle_answers_about_a_video(shards: ShardSet, echoes: Path, tmp_path
     state = predictor.model.state_dict()
     assert state["mean"].item() > 1
     assert torch.isfinite(state["heads.ef.bias"]).all()
+
+
+def test_a_table_of_files_says_which_cines_take_part(
+    ray_local: None, bundle: Bundle, echoes: Path, tmp_path: Path
+) -> None:
+    rows = [
+        ("0X024.avi", "S1", "A4C", "val"),
+        ("0X025.avi", "S1", "PLAX", "val"),
+        ("0X026.avi", "S2", "PSAX", "test"),
+        ("0X027.avi", "S3", "", ""),
+    ]
+    files = [str(echoes / "Videos" / name) for name, *_ in rows]
+    table = pd.DataFrame(rows, columns=["source", "study_id", "view", "split"])
+    table.assign(source=files).to_csv(tmp_path / "new.csv", index=False)
+    out = str(tmp_path / "answers.csv")
+
+    def predict(columns: str | None = None) -> dict[str, str]:
+        given = [str(tmp_path / "new.csv")]
+        options = {"precision": "fp32", "console": Console(quiet=True), "columns": columns}
+        predict_files(bundle.place, given, out, **options)
+        unread = pd.read_csv(f"{out}.quarantine.csv")
+        return dict(zip(unread["source"], unread["reason"], strict=True))
+
+    unread = predict()
+    answers = pd.read_csv(out)
+    predictor = cardioray.load(bundle.place, precision="fp32")
+    assert answers["study_id"].tolist() == ["S1", "S3"]
+    alone = [predictor.predict(files[place])["ef"]["value"] for place in (0, 3)]
+    assert answers["ef_value"].tolist() == pytest.approx(alone, abs=1e-3)
+    warnings = [json.loads(text) for text in answers["warnings"]]
+    left_out = "Left out of 2 cines: 1 of PLAX. The network was trained on A4C."
+    assert [left_out in texts for texts in warnings] == [True, False]
+    assert [cine["used"] for cine in json.loads(answers["cines"][0])] == [True, False]
+    assert list(unread) == [files[2]]
+    assert "None of the 1 cines shows one of the views A4C" in unread[files[2]]
+
+    # In the columns of another project there is no place for a warning.
+    unread = predict("cardiac_mri")
+    videos = pd.read_csv(out)
+    assert videos["filename"].tolist() == ["0X024.avi", "0X027.avi"]
+    assert videos["split"].tolist() == ["val", "test"]
+    assert videos["preds"].tolist() == pytest.approx(alone, abs=1e-3)
+    assert list(unread) == files[1:3]
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "doubted"),
+    [
+        ("abnormal", "T1_ms", "T1 is near chance"),
+        ("t2_high", "mapping", "T2 is near chance"),
+        ("lge", "scar", "Scar is told weakly"),
+        ("function", "lvef", None),
+    ],
+)
+def test_what_echo_shows_weakly_is_said_of_every_head(
+    name: str, column: str, doubted: str | None
+) -> None:
+    head = {"kind": "binary", "name": name, "positive": "yes", "negative": "no"}
+    by_value = {**head, "value_column": column, "cutoff": 1050, "operator": ">"}
+    by_label = {**head, "label_column": column}
+    number = {"kind": "regression", "name": name, "value_column": column}
+    for extra in (by_value, by_label, number):
+        found = make_task("echo-cmr", {"extra": [extra]}).doubts([])
+        assert len(found) == (0 if doubted is None else 1)
+        assert all(text.startswith(str(doubted)) for text in found)
+
+
+def test_a_doubt_is_said_once() -> None:
+    extra = {"kind": "binary", "name": "t1_high", "positive": "high", "negative": "normal"}
+    extra |= {"value_column": "t1_ms", "cutoff": 1050, "operator": ">"}
+    found = make_task("echo-cmr", {"findings": ["t1"], "extra": [extra]}).doubts([])
+    assert len(found) == 1

@@ -17,11 +17,15 @@ from ray_cluster import keep_cluster
 from rich.console import Console
 
 from cardioray.bundle import Bundle
+from cardioray.data.clip import CLIP
+from cardioray.data.decoding import DecodedSample
 from cardioray.data.pipeline import prepare
 from cardioray.data.splits import assign_splits
 from cardioray.inference.batch import FILES_PER_PART, find_studies, predict_files
+from cardioray.inference.columns import as_csv, video_rows
 from cardioray.inference.evaluate import evaluate_bundle, evaluate_table
 from cardioray.phantoms.angiogram import PRESETS, write_angiograms
+from cardioray.predictor import ModelOutputs
 from cardioray.studies import load
 from cardioray.tasks import make_task
 from cardioray.tasks.base import encode_labels
@@ -326,6 +330,11 @@ class TestPredictFiles:
         written = pd.read_csv(out, dtype={"study_id": str})
         pd.testing.assert_frame_equal(written, table, check_dtype=False, check_exact=False)
 
+    def test_pictures_have_no_views(self, made: Made) -> None:
+        predictor = load(made.bundle.path, network=False)
+        with pytest.raises(ValueError, match="Leave out views: ffr is not about cines"):
+            predictor.predict(made.frames[0], views=["A4C"])
+
     def test_nothing_readable_is_an_error_with_the_reason(self, made: Made, tmp_path: Path) -> None:
         bad = tmp_path / "bad.png"
         bad.write_bytes(b"text")
@@ -334,6 +343,32 @@ class TestPredictFiles:
             predict_files(str(made.bundle.path), [str(bad)], str(out), console=QUIET)
         assert not out.exists()
         assert "bad.png" in (tmp_path / "answers.csv.quarantine.csv").read_text()
+
+
+class TestColumns:
+    def rows(self, columns: str, splits: list[str] | None) -> pd.DataFrame:
+        clip = np.zeros((9, 4, 4, 1), np.uint8)
+        samples = [
+            DecodedSample(frame="0", arrays={CLIP: clip}, picture=clip[0, ..., 0], facts=facts)
+            for facts in ({"source_frames": 12.0}, {})
+        ]
+        windows = np.array([0.25, 0.75, 0.5], np.float32)
+        outputs = ModelOutputs.of_windows([2, 1], {"wma": windows}, np.zeros((3, 1), np.float32))
+        names = ["a.avi", "b.avi"]
+        return pd.DataFrame(video_rows(columns, names, samples, outputs, "wma", splits))
+
+    def test_a_row_has_the_split_of_its_table(self) -> None:
+        table = self.rows("cardiac_mri", ["train", ""])
+        assert as_csv("cardiac_mri", table).decode().splitlines() == [
+            "filename,split,frames,preds",
+            "a.avi,train,12,0.5",
+            "b.avi,test,9,0.5",
+        ]
+        assert self.rows("cardiac_mri", None)["split"].tolist() == ["test", "test"]
+
+    def test_echonet_has_a_row_a_window_and_no_split(self) -> None:
+        lines = as_csv("echonet", self.rows("echonet", ["train", ""])).decode().splitlines()
+        assert lines == ["a.avi,0,0.25", "a.avi,1,0.75", "b.avi,0,0.5"]
 
 
 class TestFindStudies:
@@ -363,6 +398,13 @@ class TestFindStudies:
         assert self.found(folder) == {"7": ["b_0.png", "a_0.png"]}
         with pytest.raises(ValueError, match="names its studies"):
             self.found(folder, pattern="(.)")
+
+    def test_a_table_says_views_and_splits(self, folder: Path) -> None:
+        table = folder / "new.csv"
+        table.write_text("source,View,Split\na_0.png,A4C,VAL\nb_0.png,,\n")
+        studies = find_studies([str(table)], None, [FFR_TARGET], "/nowhere/out.csv")
+        files = [file for study in studies for file in study.files]
+        assert [(f.view, f.split) for f in files] == [("A4C", "VAL"), ("", "")]
 
     def test_what_an_earlier_run_left_beside_its_input_is_no_input(self, folder: Path) -> None:
         out = folder / "out.csv"

@@ -29,8 +29,8 @@ from typer.main import get_command
 from cardioray.bundle import open_bundle
 from cardioray.cli import app
 from cardioray.data.shards import ShardSet
+from cardioray.model_store import ranked_bundles
 from cardioray.phantoms.angiogram import PRESETS, write_angiograms
-from cardioray.serve.deploy import deploy_config
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -38,7 +38,6 @@ START_SECONDS = 180
 JOBS = ("prepare", "train", "compare", "evaluate", "predict")
 TINY = (
     "--set=preprocess.image_size=32",
-    "--set=model.backbone=test_resnet",
     "--set=train.epochs=1",
     "--set=train.batch_size=8",
     *("--set=split.train=0.4", "--set=split.validation=0.2"),
@@ -110,10 +109,13 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     # Ray's sockets live below it, and the path of a socket has at most 107 bytes.
     temporary = Path(tempfile.mkdtemp(prefix="crj"))
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    served = folder.parent / "runs" / "ffr" / "bundle"
+    port, dashboard, agent, client, metrics = free_ports(5)
+    url = f"http://127.0.0.1:{dashboard}"
+    served = folder.parent / "runs" / "bundles" / "test_resnet"
     env |= {
         "CARDIORAY_FFR_BUNDLE": str(served),
         "RAY_AUTH_MODE": "disabled",
+        "RAY_DASHBOARD_ADDRESS": url,
         "RAY_TMPDIR": str(temporary),
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ray counts the memory of every process of the machine against its own workers.
@@ -125,14 +127,12 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "REPORTER_UPDATE_INTERVAL_MS": "30000",
         "PATH": f"{BIN}{os.pathsep}{env['PATH']}",
     }
-    port, dashboard, agent, client, metrics = free_ports(5)
     command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", "--num-gpus=0"]
     command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
     command += [f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={temporary}"]
     command += [f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"]
     command += [f"--metrics-export-port={metrics}", "--object-store-memory=200000000"]
     log = folder.parent / "head.log"
-    url = f"http://127.0.0.1:{dashboard}"
     with log.open("wb") as stream:
         head = subprocess.Popen(
             command, env=env, stdout=stream, stderr=stream, start_new_session=True
@@ -162,9 +162,11 @@ def test_jobs_make_a_model_that_serve_run_and_serve_deploy_bring_to_answer(
     assert ShardSet.open(str(shards)).index.num_samples == len(pictures)
 
     runs = str(bundle.parents[1])
-    train = ["jobs/train.py", "ffr", "--data", str(shards), "--out", runs, "--name", "ffr"]
-    ray_head.succeeds(*train, *TINY)
-    assert open_bundle(str(bundle)).task == "ffr"
+    compare = ["jobs/compare.py", "ffr", "--data", str(shards), "--out", runs, *TINY]
+    two = ["--backbones", "test_resnet,test_efficientnet", "--folds", "2", "--refits", "2"]
+    ray_head.succeeds(*compare, *two, "--no-asha")
+    winner, other = (open_bundle(place).name for place in ranked_bundles(runs))
+    assert {winner, other} == {"test_resnet", "test_efficientnet"}
 
     answers = tmp_path / "answers.csv"
     ray_head.succeeds("jobs/predict.py", str(bundle), str(pictures[0]), "--out", str(answers))
@@ -172,7 +174,7 @@ def test_jobs_make_a_model_that_serve_run_and_serve_deploy_bring_to_answer(
 
     def answers_as_the_job_did() -> None:
         answer = answer_of(url, pictures[0])
-        assert answer["model"] == row["model"] == "ffr"
+        assert answer["model"] == row["model"] == "test_resnet"
         assert answer["ffr"]["class"] == row["ffr_class"]
         assert answer["ffr"]["probability"] == pytest.approx(row["ffr_probability"], abs=0.01)
 
@@ -195,8 +197,12 @@ def test_jobs_make_a_model_that_serve_run_and_serve_deploy_bring_to_answer(
     deployed = ray_head.call("serve", "deploy", str(settings), "--address", ray_head.dashboard)
     assert deployed.returncode == 0, deployed.stdout + deployed.stderr
     answers_as_the_job_did()
-    # What is there already is deployed as `cardioray deploy` does it.
-    assert deploy_config(str(settings), ray_head.dashboard) == {"ffr": url}
+
+    best = ["cardioray", "deploy", runs, "--top", "2", "--port", str(httpx.URL(url).port)]
+    deployed = ray_head.call(*best)
+    assert f"ffr answers at {url}" in deployed.stdout, deployed.stdout + deployed.stderr
+    assert answer_of(url, pictures[0])["model"] == winner
+    assert answer_of(f"{url}?model={other}", pictures[0])["model"] == other
 
 
 def config_on_a_free_port(file: Path) -> tuple[Path, str]:

@@ -121,7 +121,10 @@ def test_content_hash_ignores_order_and_place_only(tmp_path: Path) -> None:
         ({"patient_id": ["1", "", "2"]}, r"row\(s\) 2: no patient_id"),
         ({"frame": ["1", "last", ""]}, "row 2: frame 'last' is none of"),
         ({"split": ["train", "", "test"]}, r"row\(s\) 2: no split"),
-        ({"split": ["train", "tset", "test"]}, "Unknown split 'tset'. Did you mean 'test'"),
+        (
+            {"split": ["tset", "train", "tset"]},
+            r"row\(s\) 1, 3: Unknown split 'tset'. Did you mean 'test'",
+        ),
         ({"label": ["FFRL", "maybe", ""]}, "row 2: label='maybe' is none of the classes"),
         ({"label": ["FFRH", "", ""]}, "row 1: label='FFRH' contradicts ffr"),
         ({"ffr": [None, None, None]}, "No row of the manifest has a label or value for 'ffr'"),

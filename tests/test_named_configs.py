@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ TASKS = {
 }
 
 
-def build(name: str) -> RunConfig:
-    return RunConfig.build(TASKS[name], read_yaml((CONFIGS / f"{name}.yaml").read_text(), name))
+def build(name: str, *overrides: str) -> RunConfig:
+    values = read_yaml((CONFIGS / f"{name}.yaml").read_text(), name)
+    return RunConfig.build(TASKS[name], values, overrides)
 
 
 def test_every_file_is_known() -> None:
@@ -45,3 +47,25 @@ def test_echonets_numbers() -> None:
     sampling = run.task.settings.sampling
     assert (sampling.frames, sampling.stride, sampling.step) == (32, 2, 1)
     assert not run.task.settings.loss.in_deviations
+
+
+def test_what_is_of_the_study_of_cmr_findings_and_what_is_ours() -> None:
+    run = build("echo_cmr_adamw")
+    (stage,) = run.train.resolved_stages(has_weights=True)
+    sampling = run.task.settings.sampling
+    assert (sampling.frames, sampling.stride) == (16, 2)
+    assert (run.task.settings.model.backbone, run.train.optimizer.kind) == ("r2plus1d_18", "adamw")
+    assert (run.task.monitor.name, run.task.monitor.mode, stage.patience) == ("val_auc", "max", 10)
+
+    heading, _, _ = (CONFIGS / "echo_cmr_adamw.yaml").read_text().partition("\nsampling:")
+    words = " ".join(heading.replace("#", " ").split())
+    assert "not the published training" in words
+    assert f"here the rate is {stage.learning_rate} and falls by a {stage.schedule}" in words
+    assert f"Batches of {run.train.batch_size} and at most {stage.epochs} epochs are ours" in words
+    assert "default is a learning rate of 0.01 without a schedule" in words
+    # The setting that the heading gives for it is that.
+    (line,) = [line for line in heading.splitlines() if line.startswith("#   --set")]
+    _, setting = shlex.split(line.removeprefix("#"))
+    (published,) = build("echo_cmr_adamw", setting).train.resolved_stages(has_weights=True)
+    assert (published.learning_rate, published.schedule) == (0.01, "constant")
+    assert (published.epochs, published.patience) == (stage.epochs, stage.patience)

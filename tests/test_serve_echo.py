@@ -16,6 +16,7 @@ from served import free_port, replica_pids, serving_cluster
 from tiny_bundles import ECHO_SIZE, tiny_echo_bundle
 
 import cardioray
+from cardioray.data.image import UnreadableImage
 from cardioray.data.video import read_video
 from cardioray.data.video_writing import encode_video
 from cardioray.predictor import Predictor
@@ -45,7 +46,7 @@ class Server:
     client: httpx.Client
     predictor: Predictor
 
-    def post(self, *files: bytes, **query: str) -> httpx.Response:
+    def post(self, *files: bytes, **query: str | list[str]) -> httpx.Response:
         parts = [("files", (f"{i}", data)) for i, data in enumerate(files)]
         return self.client.post(self.url, files=parts, params=query)
 
@@ -74,6 +75,56 @@ def test_a_study_is_answered_as_python_does(server: Server, kind: str, count: in
     assert answer["frames"] == count
     assert [c["frames_used"] for c in answer["cines"]] == [20 + 10 * n for n in range(count)]
     assert {beat["cine"] for beat in answer["beats"]} == set(range(count))
+
+
+def test_cines_of_other_views_take_no_part(server: Server) -> None:
+    files = [cine(20 + 4 * number, 10 + number) for number in range(4)]
+    views = ["PLAX", "a4c", "A2C", "PLAX"]
+    response = server.post(*files, view=views)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    expected = server.predictor.predict(files, views=views)
+    assert answer["ef"] == pytest.approx(expected["ef"], abs=1e-4)
+    alone = server.predictor.predict(files[1], views=["A4C"])
+    assert answer["ef"] == pytest.approx(alone["ef"], abs=1e-4)
+    assert [(c["view"], c["used"]) for c in answer["cines"]] == [
+        ("PLAX", False),
+        ("a4c", True),
+        ("A2C", False),
+        ("PLAX", False),
+    ]
+    assert {beat["cine"] for beat in answer["beats"]} == {1}
+    left_out = "Left out of 4 cines: 1 of A2C, 2 of PLAX. The network was trained on A4C."
+    assert left_out in answer["warnings"]
+    assert left_out in expected["warnings"]
+    assert not any("another view" in text for text in answer["warnings"])
+
+
+def test_a_cine_of_which_no_view_is_said_takes_part(server: Server) -> None:
+    files = [cine(20, 20), cine(24, 21)]
+    answer = server.post(*files, view=["", "PLAX"]).json()
+    alone = server.predictor.predict(files[0])
+    assert answer["ef"] == pytest.approx(alone["ef"], abs=1e-4)
+    assert [c["used"] for c in answer["cines"]] == [True, False]
+    assert "used" not in alone["cines"][0]
+    # These cines are smaller than those that the bundle says it was trained on.
+    [gate] = [text for text in alone["warnings"] if text.startswith("Input unlike the training")]
+    assert gate.endswith("This may be another view than A4C, which the network was trained on.")
+
+
+def test_a_study_without_a_view_of_the_network_is_refused(server: Server) -> None:
+    files = [cine(20, 30), cine(24, 31)]
+    response = server.post(*files, view=["PLAX", "A2C"])
+    assert response.status_code == 422
+    reason = "None of the 2 cines shows one of the views A4C, which the network was trained on"
+    assert f"{reason}; there are 1 of A2C, 1 of PLAX." in response.json()["detail"]
+    with pytest.raises(UnreadableImage, match=reason):
+        server.predictor.predict(files, views=["PLAX", "A2C"])
+    few = server.post(*files, view="A4C")
+    assert few.status_code == 400
+    assert "give one for each" in few.json()["detail"]
+    with pytest.raises(ValueError, match="2 items have 1 views"):
+        server.predictor.predict(files, views=["A4C"])
 
 
 def test_a_long_cine_is_cut_and_the_answer_says_so(server: Server) -> None:

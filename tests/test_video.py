@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import signal
 import struct
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
+import av
 import numpy as np
 import psutil
 import pytest
 from numpy.typing import NDArray
 
+from benchmarks.video_decoding import (
+    DECORD,
+    ISOLATED,
+    OPENCV,
+    OURS,
+    TORCHCODEC,
+    DecodingSettings,
+    _report,
+    why_no_torchcodec,
+)
+from cardioray import config
 from cardioray.data.clip import CLIP, ClipDecoder, ClipPreprocess, resample
 from cardioray.data.decoding import DecodedSample
 from cardioray.data.frames import ALL_FRAMES, FrameSelection, UnreadableImage
@@ -22,7 +39,7 @@ from cardioray.data.isolation import (
     IsolationConfig,
 )
 from cardioray.data.sector import find_sector
-from cardioray.data.video import BACKENDS, promised_frames, read_video
+from cardioray.data.video import BACKENDS, backends_for, promised_frames, read_video
 from cardioray.data.video_writing import encode_video
 
 
@@ -73,6 +90,128 @@ def test_backends_agree(
         assert np.abs(frames - expected).mean() < 2
     else:
         assert np.abs(frames - expected).max() <= 1
+
+
+def write_container(
+    kind: str, codec: str, clip: NDArray[np.uint8], times_ms: Sequence[int] | None = None
+) -> bytes:
+    """A file of any container: frames at 25 a second or at given times, or without any."""
+    stream = io.BytesIO()
+    with av.open(stream, "w", format=kind) as container:
+        video = container.add_stream(codec, rate=25)
+        video.height, video.width = 112, 112
+        video.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        frames = [av.VideoFrame.from_ndarray(picture, format="gray") for picture in clip]
+        if times_ms is not None:
+            video.codec_context.time_base = Fraction(1, 1000)
+            for frame, at in zip(frames, times_ms, strict=True):
+                frame.pts, frame.time_base = at, Fraction(1, 1000)
+        container.start_encoding()  # the heading, though no frame may follow
+        for frame in frames:
+            container.mux(video.encode(frame))
+        if frames:
+            container.mux(video.encode())
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mjpeg"])
+def test_quicktime_files_are_read(codec: str) -> None:
+    clip = moving_disc()
+    data = write_container("mov", codec, clip)
+    assert data[4:12] == b"ftypqt  "
+    for backend in backends_for(data):
+        frames, fps = read_video(data, backend=backend)
+        assert fps == 25
+        assert np.abs(frames[..., 0].astype(int) - clip).mean() < 2
+    (sample,) = decoder().decode(data, None)
+    assert sample.arrays[CLIP].shape == (40, 112, 112, 1)
+    with pytest.raises(UnreadableImage, match="cut off"):
+        read_video(data[:-100])
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mov"])
+def test_frames_at_uneven_times_are_all_read_and_the_rate_is_their_mean(kind: str) -> None:
+    clip = moving_disc()
+    times = np.cumsum([0, *[20, 20, 160, 20] * 10])[:40]
+    data = write_container(kind, "libx264", clip, times.tolist())
+    with av.open(io.BytesIO(data)) as container:
+        written = [1000 * float(frame.time) for frame in container.decode(video=0)]
+    assert written == pytest.approx(times, abs=1)
+    for backend in backends_for(data):
+        frames, fps = read_video(data, backend=backend)
+        assert np.abs(frames[..., 0].astype(int) - clip).mean() < 2, "none twice, none left out"
+        # By the length of the track, which counts decoding times and so is off by a frame or two.
+        assert fps == pytest.approx(1000 / np.diff(times).mean(), rel=0.1)
+        part, _ = read_video(data, first=6, stop=31, step=3, backend=backend)
+        assert np.array_equal(part, frames[6:31:3])
+
+
+@pytest.mark.parametrize(
+    ("kind", "codec"), [("avi", "mjpeg"), ("mp4", "libx264"), ("mov", "mjpeg")]
+)
+def test_a_whole_video_without_a_frame_is_refused(kind: str, codec: str) -> None:
+    data = write_container(kind, codec, moving_disc(0))
+    for backend in (*backends_for(data), "auto"):
+        with pytest.raises(UnreadableImage, match="holds no|cannot be decoded"):
+            read_video(data, backend=backend)
+    with pytest.raises(UnreadableImage, match="holds no|cannot be decoded"):
+        decoder().decode(data, None)
+
+
+# A backend whose library is missing
+
+
+@pytest.mark.parametrize(("backend", "library"), [("decord", "decord"), ("pyav", "av")])
+def test_a_backend_that_is_not_installed_is_no_damage(
+    backend: str, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, other = encode_video(moving_disc(4), 25.0, "mp4"), {"decord": "pyav", "pyav": "decord"}
+    named = decoder(backend=backend)
+    monkeypatch.setitem(sys.modules, library, None)
+    words = f"{backend} needs {library}, which is not installed here: pip install {library}"
+    there = rf"to one of: auto, motion_jpeg, {other[backend]}\."
+    for read in (
+        lambda: read_video(data, backend=backend),
+        lambda: named.decode(data, None),
+        lambda: config.parse(ClipPreprocess, {}, [f"backend={backend}"]),
+    ):
+        with pytest.raises(ValueError, match=words) as caught:
+            read()
+        assert not isinstance(caught.value, UnreadableImage), "no file is to blame"
+        assert re.search(there, str(caught.value))
+    if backend == "decord":
+        assert "x86-64" in str(caught.value)
+        assert backends_for(data) == ("pyav",)
+        assert decoder().decode(data, None)[0].arrays[CLIP].shape == (4, 112, 112, 1)
+
+
+def test_a_backend_that_does_not_load_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_library(name: str) -> None:
+        raise OSError("libavformat.so.61: cannot open shared object file")
+
+    monkeypatch.setattr("cardioray.data.video.importlib.import_module", no_library)
+    with pytest.raises(ValueError, match=r"decord, which does not load \(libavformat") as caught:
+        read_video(encode_video(moving_disc(4), 25.0, "mp4"), backend="decord")
+    assert not isinstance(caught.value, UnreadableImage)
+
+
+def test_the_benchmark_says_why_torchcodec_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    why = why_no_torchcodec()
+    assert why is not None
+    assert "torchcodec" in why
+
+    def no_ffmpeg(name: str) -> None:
+        raise RuntimeError("Could not load libtorchcodec.\n  1. FFmpeg is missing | 2. torch")
+
+    monkeypatch.setattr("benchmarks.video_decoding.importlib.import_module", no_ffmpeg)
+    why = why_no_torchcodec()
+    assert why == "Could not load libtorchcodec. 1. FFmpeg is missing / 2. torch"
+    seconds = {name: [1.0, 2.0] for name in (OPENCV, DECORD, OURS, ISOLATED)}
+    report = _report(DecodingSettings(), seconds, 8, 0, why)
+    assert f"| {TORCHCODEC}: not timed, it does not load ({why}) |  |  |" in report.markdown()
+    seconds[TORCHCODEC] = [1.0, 2.0]
+    assert "not timed" not in _report(DecodingSettings(), seconds, 8, 0, None).markdown()
 
 
 def test_pieces_of_a_stride_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,19 +478,35 @@ def test_isolated_decoding_gives_the_same_clip() -> None:
     assert FrameSelection.parse("3-20").indices(40) == range(3, 21)
 
 
-def test_a_renamed_or_flipped_file_is_decoded_or_refused_but_never_hangs() -> None:
+# What readers say of a damaged Motion JPEG file.
+REASONS = re.compile(
+    r"The video cannot be decoded \(.+\)\."
+    r"|The video (is damaged|is cut off|holds no frame)\b.+\."
+    r"|The AVI holds no video stream\."
+    r"|A part of the AVI is longer than what it is in\."
+)
+
+
+def test_a_file_with_flipped_bits_is_decoded_whole_or_refused_with_a_reason() -> None:
     rng = np.random.default_rng(0)
-    data = encode_video(moving_disc(), 30.0)
-    outcomes = set()
+    clip = moving_disc()
+    data = encode_video(clip, 30.0)
+    read, refused = 0, []
     with IsolatedDecoder(decoder(), IsolationConfig(deadline_s=20)) as shielded:
-        for _ in range(20):
+        for number in range(24):
             broken = bytearray(data)
-            for at in rng.integers(0, len(data), 20):
+            for at in rng.integers(0, len(data), (1, 5, 20)[number % 3]):
                 broken[at] ^= 1 << int(rng.integers(8))
             try:
                 (sample,) = shielded.decode(bytes(broken), None)
-                assert len(sample.arrays[CLIP]) == 40
-                outcomes.add("read")
-            except UnreadableImage:
-                outcomes.add("refused")
-    assert outcomes
+            except UnreadableImage as error:
+                refused.append(str(error))
+                continue
+            assert sample.arrays[CLIP].shape == (40, 112, 112, 1)
+            # A bit may change what a frame shows below it, but hardly the clip.
+            assert np.abs(sample.arrays[CLIP][..., 0].astype(int) - clip).mean() < 10
+            read += 1
+    assert [reason for reason in refused if not REASONS.fullmatch(reason)] == []
+    assert read >= 5
+    assert len(refused) >= 5
+    assert len(set(refused)) > 1, "the reasons differ"

@@ -28,6 +28,7 @@ from cardioray.data.frames import (
     FrameSelection,
     UInt8Image,
     UnreadableImage,
+    frames_at_once,
     sniff,
     to_uint8,
 )
@@ -138,12 +139,17 @@ class Cine:
     def frames(self, first: int, stop: int) -> Iterator[UInt8Image]:
         """Frames first, ..., stop - 1, each (H, W) or (H, W, 3).
 
+        A cine may hold more pixels than are decoded at once: a frame is let go before the next.
+
         Raises:
             UnreadableImage: when one of them cannot be decoded.
         """
         if isinstance(self._opened, bytes):
-            selection = FrameSelection(kind="range", first=first, last=stop - 1)
-            yield from iter_dicom(self._opened, selection, stop - first, MAX_PIXELS)
+            run = max(1, frames_at_once(self.height * self.width, MAX_PIXELS))
+            for start in range(first, stop, run):
+                last = min(start + run, stop) - 1
+                selection = FrameSelection(kind="range", first=start, last=last)
+                yield from iter_dicom(self._opened, selection, run, MAX_PIXELS)
         else:
             for piece in checked_frames(self._opened, first, stop):
                 yield from piece

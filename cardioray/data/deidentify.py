@@ -22,8 +22,12 @@ import pydicom
 
 from cardioray import storage
 from cardioray.data.clip import CLIP, ClipDecoder, ClipPreprocess
-from cardioray.data.dicom import read_identity
-from cardioray.data.frames import READ_ERRORS, UnreadableImage, damage_explained
+from cardioray.data.dicom import read_dicom_info, read_identity
+from cardioray.data.frames import (
+    READ_ERRORS,
+    UnreadableImage,
+    damage_explained,
+)
 from cardioray.data.isolation import IsolatedDecoder, IsolationConfig
 from cardioray.data.layouts import TABLE_SUFFIXES, relative_files
 from cardioray.data.shards import QUARANTINE, write_quarantine
@@ -34,6 +38,11 @@ from cardioray.machine import usable_cores
 KEPT_TAGS = ("Manufacturer", "ManufacturerModelName", "HeartRate", "PatientSex")
 # What EchoNet writes where a file does not say.
 UNKNOWN_FPS = 30.0
+
+# Masked frames that are held at a time for one file: 85,000 of 112 px, 1,024 of 1,024 px.
+_MOST_BYTES = 1 << 30
+# Ten thousand frames may take minutes, and no decoder of DICOM frames is known to hang.
+_READING = IsolationConfig(deadline_s=600)
 
 MANIFEST = "manifest.csv"
 VIDEOS = "Videos"
@@ -64,22 +73,27 @@ def deidentify(
 ) -> Deidentified:
     """Write the ultrasound cines and stills of a folder as EchoNet-style AVI files.
 
-    - `Videos/<random>.avi`: MJPG, square, everything outside the sector black. A file in which no
-      sector is found is refused: what is burned in could not be masked.
+    - `Videos/<random>.avi`: MJPG, square, everything outside the sector black, with every frame
+      of the file. A file in which no sector is found is refused: what is burned in could not be
+      masked. So is one whose masked frames would take more than 1 GiB, or whose reading takes
+      more than ten minutes: no file is cut.
     - `manifest.csv`: sample, patient and study by random names, frames, fps, cm a pixel, and the
       tags of `KEPT_TAGS`; `quarantine.csv`: what was refused, and why, by its number in the key.
-    - the key file: which file, patient and study became which; readable by its owner alone. A
-      later call with the same key keeps the names it has given.
+    - the key file: which file, patient and study became which; readable by its owner alone, also
+      where others could read it before. A later call with the same key keeps the names it has
+      given.
 
     Args:
         data: folder with DICOM files; other files are refused.
         out: empty or absent folder or s3:// prefix.
         key: local file, not below `out`.
-        preprocess: size of the frames; the sector is looked for in any case.
+        preprocess: size of the frames; the sector is looked for, and all frames are kept, in any
+            case.
         on_progress: called with the files done and their total.
 
     Raises:
         ValueError: when `out` holds other files, the key is below it, or there is nothing to read.
+        PermissionError: when the key is somebody else's.
     """
     out, key_path = storage.absolute(out), Path(key).expanduser().resolve()
     if not storage.is_remote(out) and key_path.is_relative_to(Path(out)):
@@ -94,14 +108,15 @@ def deidentify(
     names = _Names(key_path)
     rows: list[dict[str, Any]] = []
     refused: list[tuple[str, str]] = []
-    decoder = ClipDecoder(preprocess=replace(preprocess, sector="find"))
+    most = max(1, _MOST_BYTES // (preprocess.image_size**2 * preprocess.channels))
+    decoder = ClipDecoder(preprocess=replace(preprocess, sector="find", max_frames=most))
     workers = usable_cores()
     with (
-        IsolatedDecoder(decoder, IsolationConfig(), processes=workers) as reader,
+        IsolatedDecoder(decoder, _READING, processes=workers) as reader,
         ThreadPoolExecutor(max_workers=workers) as pool,
     ):
         paths = [storage.join(data, file) for file in files]
-        results = pool.map(lambda path: _read(reader, path), paths)
+        results = pool.map(lambda path: _read(reader, path, most), paths)
         for number, (file, result) in enumerate(zip(files, results, strict=True), start=1):
             if isinstance(result, str):
                 refused.append((file, result))
@@ -144,15 +159,21 @@ class _Cine:
     facts: dict[str, Any]
 
 
-def _read(reader: IsolatedDecoder, path: str) -> _Cine | str:
-    """The masked cine of a file, or why there is none."""
+def _read(reader: IsolatedDecoder, path: str, most: int) -> _Cine | str:
+    """The masked cine of a file of at most so many frames, or why there is none."""
     try:
         data = storage.read_bytes(path)
         identity = read_identity(io.BytesIO(data))
         if identity is None:
             return "It is no DICOM picture."
         tags = _kept_tags(data)
-        (sample,) = reader.decode(data, None)
+        frames = read_dicom_info(data).number_of_frames
+        if frames > most:
+            return (
+                f"The file states {frames:,} frames; at most {most:,} of this size are written. "
+                "Ask for smaller ones (--image-size), or divide the file."
+            )
+        (sample,) = reader.decode(data, None, max_frames=most)
     except READ_ERRORS as error:
         return str(error)
     if not sample.facts["sector_found"]:
@@ -202,6 +223,8 @@ class _Names:
             reader = csv.DictReader(stream)
             if tuple(reader.fieldnames or ()) != _KEY_COLUMNS:
                 raise ValueError(f"{path} is no key file; give another --key.")
+            # Its owner's alone, however it came here: a copy has the mode of whoever made it.
+            os.fchmod(stream.fileno(), 0o600)
             for row in reader:
                 self._keep(*(row[column] for column in _KEY_COLUMNS))
 

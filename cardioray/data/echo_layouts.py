@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from cardioray import storage
 from cardioray.data.frames import VIDEO_SUFFIXES
@@ -39,8 +40,13 @@ _COLUMNS = {
 }
 _FILE_LIST = "filelist.csv"
 _TRACINGS = "volumetracings.csv"
-_TRACING_COLUMNS = ("filename", "x1", "y1", "x2", "y2", "frame")
+_LINE_COLUMNS = ("filename", "x1", "y1", "x2", "y2", "frame")
+_CONTOUR_COLUMNS = ("filename", "x", "y", "frame")
 _SUFFIXES = (*VIDEO_SUFFIXES, ".dcm")
+# Views of a transthoracic study; two or more columns of these names are confidences.
+_VIEWS = (
+    "A2C", "A3C", "A4C", "A5C", "APLAX", "PLAX", "PSAX", "SC4C", "SUBCOSTAL", "SUPRASTERNAL",
+)  # fmt: skip
 
 
 def read_echo_manifest(
@@ -50,11 +56,12 @@ def read_echo_manifest(
 
     - EchoNet: a folder with `FileList.csv` (FileName, Split, EF, ...), or that file. Names with and
       without ".avi", splits in any case; fold numbers, as the paediatric release has them, become
-      test (the highest), validation (the next) and train. `VolumeTracings.csv` beside it gives
-      `ed_frame` and `es_frame`.
+      test (the highest), validation (the next) and train. `VolumeTracings.csv` beside it, of lines
+      or of contours, gives `ed_frame` and `es_frame`.
     - A table: .csv, .xlsx or .parquet with `Video_Unique_ID` or `filename` or `source`, and
       optionally `Study_Unique_ID`, `mrn` or `patient_id`, `split`, `view`. A column `TARGET` or
-      `LABEL` is the first target's.
+      `LABEL` is the first target's. Where no view is given, columns named after views hold
+      confidences, of which the highest tells the view.
 
     Videos lie beside the table or in its folder `Videos`; a name without ending is completed.
 
@@ -74,12 +81,13 @@ def read_echo_manifest(
     table = _in_our_words(read_table(path, targets), targets)
     if "source" not in table:
         return read_manifest(data, targets, patient_from=patient_from)
+    warnings: list[str] = []
+    table = _with_view(table, targets, warnings)
     table = _with_headline(table, targets[0])
     base = path.rsplit("/", 1)[0] or "/"
-    warnings: list[str] = []
     is_list = path.rsplit("/", 1)[-1].lower() == _FILE_LIST
     if is_list and patient_from is None and "patient_id" not in table:
-        table["patient_id"] = [PurePosixPath(as_text(name)).stem for name in table["source"]]
+        table["patient_id"] = [_stem(as_text(name)) for name in table["source"]]
         warnings.append(
             "Every video counts as a patient of its own, as they are in EchoNet-Dynamic. Where "
             "that is not so, add a column patient_id to FileList.csv."
@@ -94,37 +102,78 @@ def read_echo_manifest(
     return finish_manifest(table, base, targets, patient_from, warnings)
 
 
-def read_tracings(path: str) -> pd.DataFrame:
+def read_tracings(path: str, warnings: list[str] | None = None) -> pd.DataFrame:
     """EchoNet's tracings of the left ventricle.
 
+    EchoNet-Dynamic traces lines: the first of a frame is the long axis, the others are chords.
+    EchoNet-Pediatric traces contours, one row a point, and notes in the column of the frame that
+    a phase is missing ("No Systolic"); rows without a frame number are left out.
+
+    Args:
+        path: the table; its columns are found in any case.
+        warnings: gets a sentence about rows that were left out.
+
     Returns:
-        One row a line, in the order of the file: `name` (the video's, without ending), `frame`,
-        `x1, y1, x2, y2` in px. The first line of a frame is the long axis, the others are chords.
+        One row a line or a point, in the order of the file: `name` (the video's, without ending),
+        `frame` as the file counts it, and `x1, y1, x2, y2` or `x, y` in px.
 
     Raises:
-        ValueError: when a column is missing or holds no numbers.
+        ValueError: when a column is missing or holds no numbers; names row and column.
     """
-    table = pd.read_csv(io.BytesIO(storage.read_bytes(path)))
+    data = storage.read_bytes(path)
+    names = pd.read_csv(io.BytesIO(data), index_col=False, nrows=0).columns
+    text = {name: str for name in names if str(name).strip().lower() == "filename"}
+    table = pd.read_csv(io.BytesIO(data), index_col=False, low_memory=False, dtype=text)
     table = table.rename(columns=lambda name: str(name).strip().lower())
-    if missing := [name for name in _TRACING_COLUMNS if name not in table]:
-        raise ValueError(f"{path} has no column {', '.join(missing)}.")
-    for column in _TRACING_COLUMNS[1:]:
-        numbers = pd.to_numeric(table[column], errors="coerce")
-        if (wrong := np.flatnonzero(numbers.isna())).size:
-            value = table[column].iloc[wrong[0]]
-            raise ValueError(f"{path}, row {wrong[0] + 1}: {column}={value!r} is no number.")
-        table[column] = numbers
-    table["name"] = [PurePosixPath(str(name)).stem for name in table["filename"]]
-    return table[["name", "frame", "x1", "y1", "x2", "y2"]].astype({"frame": int})
+    is_contour = "x" in table and "x1" not in table
+    columns = _CONTOUR_COLUMNS if is_contour else _LINE_COLUMNS
+    if missing := [name for name in columns if name not in table]:
+        raise ValueError(
+            f"{path} has no column {', '.join(missing)}. Tracings are lines (FileName, X1, Y1, X2, "
+            "Y2, Frame) or contours (FileName, X, Y, Frame)."
+        )
+    untraced = pd.to_numeric(table["frame"], errors="coerce").isna()
+    if is_contour and untraced.any():
+        notes = sorted({as_text(note) or "empty" for note in table["frame"][untraced]})
+        if warnings is not None:
+            warnings.append(
+                f"{int(untraced.sum())} row(s) of {path.rsplit('/', 1)[-1]} have no frame number "
+                f"({shown(notes)}) and are left out."
+            )
+        table = table[~untraced]
+    for column in columns[1:]:
+        numbers = pd.to_numeric(table[column], errors="coerce").to_numpy(float)
+        wrong, what = ~np.isfinite(numbers), "number"
+        if column == "frame" and not wrong.any():
+            wrong, what = numbers % 1 != 0, "whole number"
+        if wrong.any():
+            first = int(np.flatnonzero(wrong)[0])
+            value = as_text(table[column].iloc[first])
+            raise ValueError(
+                f"{path}, row {table.index[first] + 1}: {column}={value!r} is no {what}."
+            )
+        table = table.assign(**{column: numbers})
+    table = table.assign(name=[_stem(as_text(name)) for name in table["filename"]])
+    return table[["name", "frame", *columns[1:-1]]].astype({"frame": int}).reset_index(drop=True)
 
 
-def traced_area(lines: pd.DataFrame) -> float:
-    """Area in px^2 inside the tracing of one frame, by its chords' ends in order."""
-    chords = lines.iloc[1:]
-    left, right = chords[["x1", "y1"]].to_numpy(float), chords[["x2", "y2"]].to_numpy(float)
-    outline = np.concatenate([left, right[::-1]])
+def traced_area(rows: pd.DataFrame) -> float:
+    """Area in px^2 inside the tracing of one frame: its contour, or its chords' ends in order."""
+    if "x" in rows:
+        outline = rows[["x", "y"]].to_numpy(float)
+    else:
+        chords = rows.iloc[1:]
+        left, right = chords[["x1", "y1"]].to_numpy(float), chords[["x2", "y2"]].to_numpy(float)
+        outline = np.concatenate([left, right[::-1]])
     x, y = outline.T
     return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
+
+
+def _stem(name: str) -> str:
+    """File name without folder and video ending; dots of another meaning, as in a UID, stay."""
+    name = PurePosixPath(name).name
+    ending = next((suffix for suffix in _SUFFIXES if name.lower().endswith(suffix)), "")
+    return name[: len(name) - len(ending)]
 
 
 def _table_of(folder: str, targets: Sequence[Target]) -> str | None:
@@ -156,6 +205,67 @@ def _in_our_words(table: pd.DataFrame, targets: Sequence[Target]) -> pd.DataFram
         if ours is not None and column not in wanted and ours not in table:
             names[column] = ours
     return table.rename(columns=names)
+
+
+def _with_view(table: pd.DataFrame, targets: Sequence[Target], warnings: list[str]) -> pd.DataFrame:
+    """Add `view` where columns named after views hold confidences: the view of the highest one.
+
+    The columns are known by their names, in any case, where there are two or more of them; a
+    table that names views, and a column that a target looks for, stay as they are. A row whose
+    highest confidence is 0 or shared gets no view.
+
+    Raises:
+        ValueError: when a view has two columns or a confidence is not between 0 and 1.
+    """
+    if "view" in table and any(as_text(value) for value in table["view"]):
+        return table
+    wanted = {column for target in targets for column in _columns_of(target)}
+    columns: dict[str, str] = {}
+    for column in table.columns:
+        view = str(column).strip().upper()
+        if view not in _VIEWS or column in wanted:
+            continue
+        if view in columns:
+            raise ValueError(f"The columns {columns[view]!r} and {column!r} are of one view.")
+        columns[view] = column
+    if len(columns) < 2:
+        for column in columns.values():
+            warnings.append(
+                f"The column {column} is not read as the confidence of a view, since there is no "
+                "column of another view to compare it with."
+            )
+        return table
+    given = np.column_stack([_confidences(table[column]) for column in columns.values()])
+    best = given.max(axis=1)
+    told = (best > 0) & ((given == best[:, None]).sum(axis=1) == 1)
+    views = np.where(told, np.array(list(columns))[given.argmax(axis=1)], "")
+    least = f"; the least sure row has {best[told].min():.2g}" if told.any() else ""
+    warnings.append(
+        f"The view of a row is that of the highest confidence of {', '.join(columns)}{least}."
+    )
+    if not told.all():
+        warnings.append(
+            f"{int((~told).sum())} row(s) have no single highest confidence, so their view is "
+            "unknown."
+        )
+    return table.assign(view=views.tolist())
+
+
+def _confidences(column: pd.Series) -> NDArray[np.float64]:
+    """A column of confidences, 0 where it is empty."""
+    empty = column.isna() | (column.astype(str).str.strip() == "")
+    numbers = pd.to_numeric(column.where(~empty), errors="coerce").to_numpy(float, na_value=np.nan)
+    # A probability in 32 bit may be a little above 1. Negated, since NaN compares as False.
+    wrong = ~((numbers >= 0) & (numbers <= 1 + 1e-6)) & ~empty.to_numpy(bool)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        value = as_text(column.iloc[row])
+        raise ValueError(
+            f"row {row + 1}: {column.name}={value!r} is no confidence between 0 and 1. "
+            "Columns named after views are read as confidences where the table has no column "
+            "view; add that column, or rename those that hold something else."
+        )
+    return np.where(empty, 0.0, numbers)
 
 
 def _with_headline(table: pd.DataFrame, target: Target) -> pd.DataFrame:
@@ -200,7 +310,7 @@ def _found_videos(column: pd.Series, base: str, path: str) -> list[str]:
         name = file.rsplit("/", 1)[-1]
         by_name[name] = file
         if name.lower().endswith(_SUFFIXES):
-            by_name[PurePosixPath(name).stem] = file
+            by_name[_stem(name)] = file
     found = [
         name
         if not name or name in known or storage.is_remote(name) or name.startswith("/")
@@ -221,19 +331,21 @@ def _with_tracings(table: pd.DataFrame, base: str, warnings: list[str]) -> pd.Da
     tracings = [file for file in relative_files(base) if file.lower() == _TRACINGS]
     if not tracings:
         return table
-    lines = read_tracings(storage.join(base, tracings[0]))
+    lines = read_tracings(storage.join(base, tracings[0]), warnings)
     frames: dict[str, tuple[int, int]] = {}
     for name, own in lines.groupby("name", sort=False):
         areas = {
             frame: traced_area(own[own["frame"] == frame])
             for frame in own["frame"].unique().tolist()
         }
+        # What encloses nothing, such as a point, would pass for the smaller one.
+        areas = {frame: area for frame, area in areas.items() if area > 0}
         if len(areas) >= 2:
             frames[str(name)] = (
                 max(areas, key=lambda f: areas[f]),
                 min(areas, key=lambda f: areas[f]),
             )
-    stems = [PurePosixPath(source).stem for source in table["source"]]
+    stems = [_stem(source) for source in table["source"]]
     untraced = sum(stem not in frames for stem in stems)
     if untraced:
         warnings.append(f"{untraced} of {len(stems)} videos have no tracing of two frames.")

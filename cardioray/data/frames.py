@@ -242,6 +242,15 @@ class FrameSelection:
 ALL_FRAMES = FrameSelection()
 
 
+def frames_at_once(pixels: int, max_pixels: int = MAX_PIXELS) -> int:
+    """Most frames of `pixels` pixels each that `plan_frames` lets be decoded at once.
+
+    A reader that lets go of every frame before the next one may go through a larger file in runs
+    of so many.
+    """
+    return 10 * max_pixels // max(1, pixels)
+
+
 def plan_frames(
     frames: FrameSelection, count: int, pixels: int, max_frames: int, max_pixels: int
 ) -> range:
@@ -257,7 +266,7 @@ def plan_frames(
             f"Frames {frames} are {len(indices):,} frames; at most {max_frames:,} are decoded "
             "at once. Ask for a shorter range."
         )
-    if len(indices) * pixels > 10 * max_pixels:
+    if len(indices) > frames_at_once(pixels, max_pixels):
         raise UnreadableImage(
             f"Frames {frames} hold {len(indices) * pixels:,} pixels; at most {10 * max_pixels:,} "
             "are decoded at once. Ask for a shorter range."

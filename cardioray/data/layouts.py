@@ -23,6 +23,8 @@ from cardioray.targets import BinaryTarget, Target
 TABLE_SUFFIXES = (".csv", ".xlsx", ".parquet")
 # Text, whatever it looks like: "007" and "7" are two patients.
 TEXT_COLUMNS = ("sample_id", "patient_id", "study_id", "view", "source", "split", "frame")
+# What the tables of other projects call them.
+_OTHERS_TEXT = ("filename", "video_unique_id", "study_unique_id")
 SPLITS = ("train", "validation", "calibration", "test")
 SPLIT_NAMES = {
     **{name: name for name in SPLITS},
@@ -95,7 +97,8 @@ def _read_csv(data: bytes) -> pd.DataFrame:
     header = text.split("\n", 1)[0]
     separator = max(",;\t", key=header.count)
     names = pd.read_csv(io.StringIO(text), sep=separator, nrows=0).columns
-    as_text = {name: str for name in names if _plain(name) in TEXT_COLUMNS}
+    # A name of digits keeps its zeros.
+    as_text = {name: str for name in names if _plain(name) in (*TEXT_COLUMNS, *_OTHERS_TEXT)}
     decimal = _decimal_mark(text) if separator != "," else "."
     return pd.read_csv(io.StringIO(text), sep=separator, decimal=decimal, dtype=as_text)
 

@@ -241,7 +241,9 @@ def _normalise_splits(table: pd.DataFrame) -> None:
     _refuse_rows(table["split"] == "", "no split, while other rows have one")
     for name in table["split"].unique():
         if name.lower() not in SPLIT_NAMES:
-            raise unknown_name("split", name, SPLIT_NAMES)
+            rows = [int(index) + 1 for index in np.flatnonzero(table["split"] == name)]
+            unknown = unknown_name("split", name, SPLIT_NAMES)
+            raise ValueError(f"Manifest row(s) {shown(rows)}: {unknown}")
     table["split"] = [SPLIT_NAMES[name.lower()] for name in table["split"]]
 
 

@@ -12,13 +12,15 @@ decord and PyAV are known to crash, hang and leak on damaged files. Call them th
 
 from __future__ import annotations
 
+import importlib
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import AfterValidator
 
 from cardioray.data.frames import (
     MAX_PIXELS,
@@ -30,7 +32,26 @@ from cardioray.data.frames import (
 from cardioray.data.motion_jpeg import JpegFrames, is_motion_jpeg
 from cardioray.registry import Registry
 
-BackendName = Literal["auto", "motion_jpeg", "decord", "pyav"]
+# What a backend imports when it opens a file, where that is not installed everywhere.
+_LIBRARIES = {"decord": "decord", "pyav": "av"}
+
+
+def require_installed(backend: str) -> str:
+    """The name of a backend whose library is there.
+
+    Raises:
+        ValueError: when it is not installed; says what to install, and which backends are there.
+    """
+    library = _LIBRARIES.get(backend)
+    if library is not None and find_spec(library) is None:
+        raise ValueError(_unusable(backend, "is not installed"))
+    return backend
+
+
+# A setting that names what is not installed is refused before any file is opened.
+BackendName = Annotated[
+    Literal["auto", "motion_jpeg", "decord", "pyav"], AfterValidator(require_installed)
+]
 
 # Decoded at a time: enough to amortise a call, and little beside what a process takes anyway.
 _PIECE_BYTES = 1 << 25
@@ -169,11 +190,13 @@ def open_video(data: bytes, backend: BackendName = "auto", max_pixels: int = MAX
 
     Raises:
         UnreadableImage: when it cannot be opened, is cut off, or its frames are too large.
+        ValueError: when the backend's library is not installed, or does not load.
     """
     require_whole(data)
     if backend == "auto":
         backend = backends_for(data)[0]
     opened = BACKENDS.get(backend)
+    _load_library(backend)
     with damage_explained(_DAMAGED):
         video = opened(data)
     check_size(video.height, video.width, max_pixels)
@@ -210,6 +233,7 @@ def read_video(
 
     Raises:
         UnreadableImage: when the video cannot be read.
+        ValueError: when the backend's library is not installed, or does not load.
     """
     video = open_video(data, backend, max_pixels)
     pieces = list(checked_frames(video, first, stop, step))
@@ -279,6 +303,30 @@ def _end_of_boxes(data: bytes) -> int:
             raise UnreadableImage("The video is damaged: a box of its container has no length.")
         position += size
     return position
+
+
+def _load_library(backend: str) -> None:
+    """Import what a backend needs; where it is missing, no file is to blame for it."""
+    library = _LIBRARIES.get(require_installed(backend))
+    try:
+        if library is not None:
+            importlib.import_module(library)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ValueError(_unusable(backend, f"does not load ({error})")) from error
+
+
+def _unusable(backend: str, why: str) -> str:
+    library = _LIBRARIES[backend]
+    wheels = " (wheels for Linux on x86-64 only)" if library == "decord" else ""
+    there = [
+        name
+        for name in BACKENDS
+        if name != backend and (name not in _LIBRARIES or find_spec(_LIBRARIES[name]) is not None)
+    ]
+    return (
+        f"The video backend {backend} needs {library}, which {why} here: pip install {library}"
+        f"{wheels}, or set preprocess.backend to one of: {', '.join(['auto', *there])}."
+    )
 
 
 def _cut_off(got: int, promised: int) -> UnreadableImage:

@@ -55,11 +55,13 @@ class SourceFile:
         path: local path or s3:// address.
         frames: which of its frames, as a manifest says it; "" for the task's default.
         view: the view it shows, where a manifest says it; "" elsewhere.
+        split: its split, as a manifest says it; "" elsewhere.
     """
 
     path: str
     frames: str = ""
     view: str = ""
+    split: str = ""
 
 
 class PredictorActor:

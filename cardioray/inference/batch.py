@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 
@@ -106,7 +107,8 @@ def predict_files(
     Args:
         bundle: local directory or s3:// prefix of a bundle, or of a comparison for its winner.
         paths: files, folders, s3:// prefixes, or tables with a column `source` (and `study_id` or
-            `patient_id`, `frame`). A folder is read by the `manifest.*` in it where it has one.
+            `patient_id`, `frame`, `view`, `split`). A folder is read by the `manifest.*` in it
+            where it has one.
         out: the table to write, .parquet or .csv.
         study_from: regular expression searched in each file name; files with the same group
             "study", or first group, are one study. By default each file is one.
@@ -115,7 +117,8 @@ def predict_files(
         runtime: as in `Predictor`.
         precision: as in `Predictor`.
         columns: a name of `COLUMNS`: the table then holds the headline's uncalibrated predictions
-            of each video in the columns of another project, instead of answers.
+            of each video in the columns of another project, instead of answers. A video of
+            another view than the network was trained on goes to the quarantine.
 
     Returns:
         One row a study that could be answered, by study_id: `study_id`, `sources`, the fields of
@@ -203,7 +206,8 @@ def _table_rows(path: str, targets: Sequence[Target]) -> Iterator[tuple[str, Sou
         except ValueError as error:
             raise ValueError(f"{path}, row {number}: {error}") from None
         name = as_text(row[study]) if study else ""
-        yield name, SourceFile(resolve(base, source), selection, as_text(row.get("view")))
+        view, split = as_text(row.get("view")), as_text(row.get("split"))
+        yield name, SourceFile(resolve(base, source), selection, view, split)
 
 
 def _match_study(file: SourceFile, pattern: str) -> str:
@@ -233,7 +237,9 @@ def _plan(studies: Sequence[Study], settings: list[str], folder: str) -> list[_P
         if sum(len(s.files) for s in waiting) < FILES_PER_PART and number < len(studies):
             continue
         files = [
-            [s.study_id, f.path, f.frames, f.view, prints[f.path]] for s in waiting for f in s.files
+            [s.study_id, f.path, f.frames, f.view, f.split, prints[f.path]]
+            for s in waiting
+            for f in s.files
         ]
         name = f"part-{len(parts):05d}-{config.digest([settings, files])}.parquet"
         parts.append(_Part(storage.join(folder, name), tuple(waiting)))
@@ -282,7 +288,7 @@ class _AnswerPart(PredictorActor):
                 if isinstance(result, str):
                     unread.append((file.path, result))
                 else:
-                    read.append(file.path)
+                    read.append(file)
                     found.extend(result)
             samples.append(found)
             rows.append({"study_id": study.study_id, "read": read, "unread": unread})
@@ -297,26 +303,48 @@ class _AnswerPart(PredictorActor):
                 try:
                     answer = self._answer_study(found, own, row)
                 except UnreadableImage as error:  # none of its cines shows what was learned
-                    row["unread"] += [(path, str(error)) for path in row["read"]]
+                    row["unread"] += [(file.path, str(error)) for file in row["read"]]
             start += len(found)
-            row.update(
-                read=json.dumps(row["read"]), unread=json.dumps(row["unread"]), answer=answer
-            )
+            paths = json.dumps([file.path for file in row["read"]])
+            row.update(read=paths, unread=json.dumps(row["unread"]), answer=answer)
         return rows
 
     def _answer_study(
         self, samples: Sequence[DecodedSample], outputs: ModelOutputs, row: Mapping[str, Any]
     ) -> str:
         if self._columns is not None:
-            names = [PurePosixPath(path).name for path in row["read"]]
-            target = self.predictor.task.targets[0].name
-            return json.dumps(video_rows(self._columns, names, samples, outputs, target))
+            return json.dumps(self._video_rows(self._columns, samples, outputs, row))
         answer = self.predictor.answer(samples, outputs)
         if unread := len(row["unread"]):
             answer["warnings"].append(
                 f"{unread} of {len(row['read']) + unread} files of the study could not be read."
             )
         return json.dumps(answer)
+
+    def _video_rows(
+        self,
+        columns: str,
+        samples: Sequence[DecodedSample],
+        outputs: ModelOutputs,
+        row: Mapping[str, Any],
+    ) -> list[dict[str, Any]]:
+        """The rows of a study's videos; those that the network was not asked about are unread."""
+        files: list[SourceFile] = row["read"]
+        row["unread"].extend(
+            (file.path, "The cine shows no view that the network was trained on.")
+            for file, used in zip(files, outputs.asked, strict=True)
+            if not used
+        )
+        places = np.flatnonzero(outputs.asked)
+        asked = places.tolist()
+        return video_rows(
+            columns,
+            [PurePosixPath(files[i].path).name for i in asked],
+            [samples[i] for i in asked],
+            outputs.take(places),
+            self.predictor.task.targets[0].name,
+            [files[i].split for i in asked],
+        )
 
 
 def _windows(studies: Sequence[Study]) -> Iterator[list[Study]]:

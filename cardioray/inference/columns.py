@@ -23,18 +23,21 @@ class Columns:
     """How another project writes its predictions.
 
     Attributes:
-        rows: makes the rows of one video from its name, its sample and the network's outputs.
+        rows: makes the rows of one video from its name, its split ("" where nothing says it), its
+            sample and the network's outputs.
         header: whether its CSV file has a header.
     """
 
-    rows: Callable[[str, DecodedSample, ModelOutputs, str], Rows]
+    rows: Callable[[str, str, DecodedSample, ModelOutputs, str], Rows]
     header: bool
 
 
 COLUMNS: Registry[Columns] = Registry("columns")
 
 
-def _echonet(name: str, sample: DecodedSample, outputs: ModelOutputs, target: str) -> Rows:
+def _echonet(
+    name: str, split: str, sample: DecodedSample, outputs: ModelOutputs, target: str
+) -> Rows:
     """EchoNet-Dynamic's `test_predictions.csv`: one row a window."""
     [windows] = outputs.windows[target]
     return [
@@ -43,11 +46,16 @@ def _echonet(name: str, sample: DecodedSample, outputs: ModelOutputs, target: st
     ]
 
 
-def _cardiac_mri(name: str, sample: DecodedSample, outputs: ModelOutputs, target: str) -> Rows:
-    """The `Prediction_<VIEW>_<LABEL>.csv` of the study of CMR findings: one row a video."""
+def _cardiac_mri(
+    name: str, split: str, sample: DecodedSample, outputs: ModelOutputs, target: str
+) -> Rows:
+    """The `Prediction_<VIEW>_<LABEL>.csv` of the study of CMR findings: one row a video.
+
+    A video of which nothing says the split is a new one: "test".
+    """
     frames = int(sample.facts.get("source_frames", len(sample.arrays[CLIP])))
     score = float(outputs.scores[target][0])
-    return [{"filename": name, "split": "test", "frames": frames, "preds": score}]
+    return [{"filename": name, "split": split or "test", "frames": frames, "preds": score}]
 
 
 COLUMNS.add("echonet", Columns(_echonet, header=False))
@@ -71,6 +79,7 @@ def video_rows(
     samples: Sequence[DecodedSample],
     outputs: ModelOutputs,
     target: str,
+    splits: Sequence[str] | None = None,
 ) -> Rows:
     """The rows of some videos.
 
@@ -80,12 +89,14 @@ def video_rows(
         samples: the videos.
         outputs: what the network says of them; uncalibrated, as those projects write it.
         target: the head.
+        splits: of the videos, "" where nothing says it; None where it does of none.
     """
     make = COLUMNS.get(columns).rows
+    said = [""] * len(names) if splits is None else splits
     return [
         row
-        for number, (name, sample) in enumerate(zip(names, samples, strict=True))
-        for row in make(name, sample, outputs[number : number + 1], target)
+        for number, (name, split, sample) in enumerate(zip(names, said, samples, strict=True))
+        for row in make(name, split, sample, outputs[number : number + 1], target)
     ]
 
 

@@ -265,7 +265,8 @@ def _raise_if_failed(name: str, status: str, messages: Sequence[str]) -> None:
     if "FAILED" not in status:
         return
     last_lines = [m.strip().splitlines()[-1].strip() for m in messages if m.strip()]
-    raise config.Failed(f"Application {name} did not start: {last_lines[0]}")
+    why = next(iter(last_lines), "Serve gives no reason; the logs of its replicas may.")
+    raise config.Failed(f"Application {name} did not start: {why}")
 
 
 def _environment(server: ServerSettings, scratch: Path) -> dict[str, str]:

@@ -40,7 +40,7 @@ from cardioray.serve.middleware import log_fault
 from cardioray.serve.problems import malformed, no_heat_map, overloaded, unreadable
 from cardioray.serve.routes import make_routes
 from cardioray.serve.settings import NamedBundle, ServeSettings
-from cardioray.studies import StudyPredictor
+from cardioray.tasks.video import VideoTask
 
 # Frames whose answer is put together in the event loop. A frame takes 0.2 ms there, and would wait
 # for threads that decode; more of them would hold up other requests.
@@ -249,8 +249,8 @@ def _views_of(model: Model, views: Sequence[str], files: int) -> list[str]:
     """The view of each file, "" where nobody says."""
     if not views:
         return [""] * files
-    if not isinstance(model.predictor, StudyPredictor):
-        raise malformed(f"Leave out ?view=: {model.name} is one network and does not ask for it.")
+    if not isinstance(model.predictor.task, VideoTask):
+        raise malformed(f"Leave out ?view=: {model.predictor.task.name} is not about cines.")
     if len(views) != files:
         raise malformed(f"{len(views)} ?view= for {files} files; give one for each, in order.")
     return list(views)

@@ -47,9 +47,7 @@ Frame = Annotated[
 ModelName = Annotated[str | None, Query(description="Name of the model; the first by default")]
 Views = Annotated[
     list[str] | None,
-    Query(
-        description="View of each file in order, empty where unknown; of models of several views"
-    ),
+    Query(description="View of each file in order, empty where unknown; of models of cines"),
 ]
 OverlayMethod = Annotated[
     Literal["gradcam", "gradcam++", "scorecam"] | None,

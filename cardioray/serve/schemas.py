@@ -91,6 +91,8 @@ class CineAnswer(BaseModel):
     fps: float | None = Field(description="Null where the file does not say")
     cm_per_px: float | None
     windows: int = Field(description="Windows that the network answered for")
+    view: str | None = Field(default=None, description="Where views were said")
+    used: bool | None = Field(default=None, description="False where its view kept it out")
 
 
 class StudyCineAnswer(CineAnswer):

@@ -25,7 +25,7 @@ def clip_details(
     Args:
         sampling: how the windows were cut.
         samples: the cines of a study.
-        windows: per cine the headline's value of every window.
+        windows: per cine the headline's value of every window; none for a cine that takes no part.
     """
     beats: list[dict[str, Any]] = []
     found = False
@@ -33,7 +33,7 @@ def clip_details(
         count = len(sample.arrays[CLIP])
         starts = np.array(sampling.starts(count, thorough=True))
         fps = sample.facts.get("fps", math.nan)
-        if math.isnan(fps):
+        if math.isnan(fps) or not len(values):
             continue
         own = values_by_beat(starts, values.astype(float), fps)
         found |= len(own) > 1

@@ -8,6 +8,7 @@ near chance, and every answer about them says so.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -120,5 +121,29 @@ class EchoCmrTask(VideoTask):
 
     def doubts(self, samples: Sequence[DecodedSample]) -> list[str]:
         """What the published study says of the heads, and what speaks against the cines."""
-        found = (FINDINGS.get(name).doubt for name in self.settings.findings)
-        return [*filter(None, found), *super().doubts(samples)]
+        found = dict.fromkeys(doubt for target in self.targets for doubt in _doubts_of(target))
+        return [*found, *super().doubts(samples)]
+
+
+def _doubts_of(target: BinaryTarget | RegressionTarget) -> list[str]:
+    """What the published study says of the findings that a head is about.
+
+    A head of `extra` is about a finding whose label or value column it shares, or whose name is a
+    word of its own name or columns ("t1_high", "native T1").
+    """
+    columns = _columns(target)
+    words = set(re.findall(r"[a-z0-9]+", " ".join([target.name.lower(), *columns])))
+    findings = [FINDINGS.get(name) for name in FINDINGS]
+    return [
+        finding.doubt
+        for finding in findings
+        if finding.doubt and (finding.target.name in words or columns & _columns(finding.target))
+    ]
+
+
+def _columns(target: BinaryTarget | RegressionTarget) -> set[str]:
+    """The columns with a head's labels, in small letters: tables have them in any case."""
+    columns = {target.value_column}
+    if isinstance(target, BinaryTarget):
+        columns.add(target.label_column)
+    return {column.lower() for column in columns if column}

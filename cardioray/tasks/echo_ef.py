@@ -63,7 +63,8 @@ class EchoEfTask(VideoTask):
         """EF beat by beat, and what of each cine was used, with what speaks against it.
 
         Returns:
-            `beats`: per beat of each cine its EF and the frames where its windows begin;
+            `beats`: per beat of each cine that takes part its EF and the frames where its windows
+            begin;
             `beat_range`: lowest and highest of them, or None where no beat was told apart;
             `cines`: per cine frames in the file, frames used, fps and windows.
         """

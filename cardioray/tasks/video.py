@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -22,6 +23,7 @@ from cardioray.data.clip import CLIP, ClipDecoder, ClipPreprocess
 from cardioray.data.clip_augment import ClipAugmentConfig, augment_clips
 from cardioray.data.decoding import DecodedSample
 from cardioray.data.echo_layouts import read_echo_manifest
+from cardioray.data.layouts import shown
 from cardioray.data.manifest import Manifest
 from cardioray.data.sampling import VALID, ClipSampling
 from cardioray.data.splits import SplitConfig
@@ -106,15 +108,31 @@ class VideoTask(Task):
         return "US"
 
     def read_manifest(self, data: str, patient_from: str | None) -> Manifest:
-        """EchoNet's layout, a table of videos, or a folder of DICOM files with labels."""
+        """EchoNet's layout, a table of videos, or a folder of DICOM files with labels.
+
+        Rows of other views than the chosen ones are left out, and a warning counts them.
+
+        Raises:
+            ValueError: as `read_echo_manifest`, or when no row is of a chosen view.
+        """
         manifest = read_echo_manifest(data, self.targets, patient_from=patient_from)
         chosen = self.takes_part(manifest.table)
+        if chosen.all():
+            return manifest
+        counts = Counter(manifest.table["view"][~chosen])
+        found = shown([f"{name or 'none'} ({n})" for name, n in counts.most_common()])
+        wanted = " or ".join(self.settings.views)
         if not chosen.any():
-            counts = manifest.table["view"].value_counts()
-            found = ", ".join(f"{name or 'none'} ({n})" for name, n in counts.items())
-            wanted = " or ".join(self.settings.views)
-            raise ValueError(f"No row is of view {wanted}; there are {found}.")
-        return replace(manifest, table=manifest.table[chosen].reset_index(drop=True))
+            raise ValueError(
+                f"No row is of view {wanted}; there are {found}. Name views that are there in "
+                "`views`, or mend the column view."
+            )
+        left_out = f"{counts.total()} row(s) are not of view {wanted} and are left out: {found}."
+        return replace(
+            manifest,
+            table=manifest.table[chosen].reset_index(drop=True),
+            warnings=(*manifest.warnings, left_out),
+        )
 
     def takes_part(self, samples: pd.DataFrame) -> NDArray[np.bool_]:
         """Cines of the chosen views, where the table names views."""
