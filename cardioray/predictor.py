@@ -158,6 +158,20 @@ class Overlay:
     importance: tuple[float, ...] = ()
 
 
+def task_of(bundle: Bundle, max_windows: int | None = None) -> Task:
+    """The question of a bundle, with the settings its network was trained with.
+
+    Args:
+        bundle: the verified files.
+        max_windows: as in `Predictor`.
+    """
+    settings = {k: v for k, v in bundle.config().items() if k not in ("task", "train", "scale")}
+    if max_windows is not None and "sampling" in settings:
+        most = min(settings["sampling"]["max_windows"], max_windows)
+        settings["sampling"] = {**settings["sampling"], "max_windows": most}
+    return make_task(bundle.task, settings)
+
+
 class Predictor:
     """A trained model with everything that turns its outputs into answers.
 
@@ -175,6 +189,7 @@ class Predictor:
         runtime: Literal["auto", "openvino", "torch"] = "auto",
         precision: Literal["auto", "bf16", "fp32"] = "auto",
         num_threads: int | None = None,
+        max_windows: int | None = None,
         network: bool = True,
     ) -> None:
         """Read a bundle.
@@ -184,13 +199,13 @@ class Predictor:
             runtime: "auto" is OpenVINO on a CPU where the bundle holds the export, else torch.
             precision: "auto" is bf16 where the device is faster so.
             num_threads: of one forward pass on a CPU; all cores by default.
+            max_windows: most windows of a cine that the network is asked about; by default as
+                many as the bundle was scored with.
             network: load the network; False for a process that decodes and answers while another
                 one runs it.
         """
         self.bundle = bundle
-        written = bundle.config()
-        settings = {k: v for k, v in written.items() if k not in ("task", "train", "scale")}
-        self.task: Task = make_task(bundle.task, settings)
+        self.task: Task = task_of(bundle, max_windows)
         self.operating_points = read_operating_points(bundle)
         self.gate = InputGate.from_tensors(load_arrays((bundle.path / GATE).read_bytes()))
         self._statistics = _statistics(bundle)

@@ -30,8 +30,8 @@ from cardioray.predictor import (
     binary_answer,
     number_answer,
     read_operating_points,
+    task_of,
 )
-from cardioray.tasks import make_task
 
 FUSION = "fusion.json"
 # The member that tells views apart.
@@ -82,6 +82,7 @@ class StudyPredictor(Predictor):
         runtime: Literal["auto", "openvino", "torch"] = "auto",
         precision: Literal["auto", "bf16", "fp32"] = "auto",
         num_threads: int | None = None,
+        max_windows: int | None = None,
         network: bool = True,
     ) -> None:
         """Read a bundle and its members; arguments as of `Predictor`."""
@@ -92,15 +93,14 @@ class StudyPredictor(Predictor):
                 runtime=runtime,
                 precision=precision,
                 num_threads=num_threads,
+                max_windows=max_windows,
                 network=network,
             )
 
         self.bundle = bundle
         self.fusion = parse(StudyFusion, bundle.json(FUSION))
         self.operating_points = read_operating_points(bundle)
-        written = bundle.config()
-        settings = {k: v for k, v in written.items() if k not in ("task", "train", "scale")}
-        self.task = make_task(bundle.task, settings)
+        self.task = task_of(bundle, max_windows)
         self.members = {view: member(view) for view in self.fusion.views}
         self.sorter = member(SORTER) if SORTER in bundle.members else None
         first = self.members[self.fusion.views[0]]

@@ -184,7 +184,7 @@ def main() -> None:
             total = 0.0
             for process in [me, *me.children(recursive=True)]:
                 try:
-                    total += process.memory_info().rss
+                    total += process.memory_full_info().pss  # what several share counts once
                 except psutil.Error:
                     continue
             memory.append(total / 1e6)
@@ -197,9 +197,12 @@ def main() -> None:
         stop.set()
         check(Path(name), shards, kinds, bad, files)
     third = max(1, len(memory) // 3)
+    parts = (memory[:third], memory[third:-third] or memory, memory[-third:])
+    first, middle, last = (float(np.mean(part)) for part in parts)
     print(
         f"{files} files, {broken} broken, {len(bad)} in quarantine, {seconds:.0f} s; memory of all "
-        f"processes (MB) in thirds: {np.mean(memory[:third]):.0f}, "
-        f"{np.mean(memory[third:-third] or memory):.0f}, {np.mean(memory[-third:]):.0f}, "
+        f"processes (MB) in thirds: {first:.0f}, {middle:.0f}, {last:.0f}, "
         f"highest {max(memory):.0f}"
     )
+    # In the first third processes start; a short run is little else.
+    assert files < 1000 or last < 1.1 * middle

@@ -21,6 +21,7 @@ from cardioray.data.sampling import VALID, ClipSampling, draw, split
 from cardioray.data.shards import ShardSet
 from cardioray.data.video_writing import encode_video
 from cardioray.inference.batch import predict_files
+from cardioray.inference.evaluate import evaluate_bundle
 from cardioray.tasks import make_task
 from cardioray.training.run import make_plan
 from cardioray.training.settings import RunConfig
@@ -171,6 +172,36 @@ def test_a_bundle_answers_about_a_video(bundle: Bundle, echoes: Path) -> None:
     state = predictor.model.state_dict()
     assert state["mean"].item() > 1
     assert torch.isfinite(state["heads.ef.bias"]).all()
+
+
+def test_a_long_cine_is_answered_by_bounded_windows_and_the_answer_says_so(bundle: Bundle) -> None:
+    frames = heart(50, 60, 1)
+    every = cardioray.load(bundle.place).predict([frames])
+    few = cardioray.load(bundle.place, max_windows=4).predict([frames])
+    said = "Of 13 windows the network answered for 4, evenly spread."
+    assert [answer["cines"][0]["windows"] for answer in (every, few)] == [13, 4]
+    assert [said in answer["warnings"] for answer in (every, few)] == [False, True]
+    assert few["ef"]["value"] == pytest.approx(every["ef"]["value"], abs=10)
+
+
+def test_figures_are_of_all_windows_and_of_one(
+    ray_local: None, bundle: Bundle, echoes: Path, tmp_path: Path
+) -> None:
+    figures = bundle.json("metrics.json")["targets"]["ef"]
+    held = pd.read_parquet(bundle.path / "predictions.parquet")
+    test = held[held["split"] == "test"]
+    for level, column in (("per_study", "score"), ("one_window", "score_one_window")):
+        mae = (test[column] - test["label"]).abs().mean()
+        assert figures[level]["mae"]["value"] == pytest.approx(mae)
+    assert not np.allclose(test["score"], test["score_one_window"])
+    assert "| by one window |" in (bundle.path / "README.md").read_text().replace("  ", " ")
+    found = evaluate_bundle(
+        bundle.place, str(echoes), out=str(tmp_path / "out"), console=Console(quiet=True)
+    )["ef"]
+    assert found.one_window is not None
+    for name in ("mae", "bias"):
+        again = found.one_window.values[name].value
+        assert again == pytest.approx(figures["one_window"][name]["value"], abs=0.2)
 
 
 def test_a_table_of_files_says_which_cines_take_part(

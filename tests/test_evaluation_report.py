@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +148,24 @@ def test_every_figure_lies_in_its_interval_and_row_order_does_not_matter() -> No
     assert evaluate(shuffled, FFR, point, num_resamples=300, seed=5) == result
 
 
+def test_what_one_window_says_is_scored_beside_all_of_them() -> None:
+    rows = table(frames=2)
+    point = fit_operating_point(rows, FFR)
+    noise = np.random.default_rng(0).normal(0, 0.2, len(rows))
+    single = (rows["score"] + noise).clip(0, 1)
+    result = evaluate(rows.assign(score_one_window=single), FFR, point, num_resamples=50)
+    without = evaluate(rows, FFR, point, num_resamples=50)
+    assert without.one_window is None
+    assert replace(result, one_window=None) == without
+    alone = evaluate(rows.assign(score=single), FFR, point, num_resamples=50)
+    assert result.one_window == alone.per_study != result.per_study
+    shown = Console(record=True, width=120, file=io.StringIO())
+    print_evaluation(result, shown)
+    assert "One window" in shown.export_text()
+    with pytest.raises(ValueError, match="score_one_window is no number in row 1"):
+        evaluate(rows.assign(score_one_window=np.nan), FFR, point)
+
+
 def test_labels_that_mean_nothing_give_an_interval_that_holds_one_half() -> None:
     rows = table(seed=2, effect=0.0)
     auc = evaluate(rows, FFR, fit_operating_point(rows, FFR), num_resamples=500).per_study.values[
@@ -177,6 +197,7 @@ def test_the_names_in_metrics_json_are_stable() -> None:
         "positive_studies",
         "per_study",
         "per_frame",
+        "one_window",
         "conformal",
         "interval",
         "notes",

@@ -11,6 +11,7 @@ from cardioray.data.sampling import (
     ClipSampling,
     Whole,
     mean_by_owner,
+    middle_by_owner,
     split,
     stacked,
     windows_of,
@@ -58,6 +59,7 @@ def test_windows_are_bounded_and_evenly_spread() -> None:
     assert starts == [0, 25, 50, 75, 100]
     assert sampling.starts(108, thorough=False) == [50]
     assert sampling.count(ramp(108)) == 5
+    assert sampling.possible(108) == 101
 
 
 def test_scores_of_windows_come_together_by_clip() -> None:
@@ -76,6 +78,8 @@ def test_scores_of_windows_come_together_by_clip() -> None:
     rows, means = mean_by_owner(joined, {"ef": np.concatenate(firsts)})
     assert rows.tolist() == [5, 7, 9]
     assert means["ef"].tolist() == [0.0, 2.0, 0.0]
+    middle = middle_by_owner(joined, {"ef": np.array([5.0, 1.0, 9.0, 3.0, 7.0], np.float32)})
+    assert middle["ef"].tolist() == [5.0, 9.0, 7.0]
 
 
 def test_a_sample_that_is_seen_whole_stays_as_it_is() -> None:

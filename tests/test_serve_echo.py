@@ -6,6 +6,7 @@ import base64
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,7 +17,11 @@ from served import free_port, replica_pids, serving_cluster
 from tiny_bundles import ECHO_SIZE, tiny_echo_bundle
 
 import cardioray
+from cardioray.data.clip import CLIP
+from cardioray.data.deidentify import deidentify
 from cardioray.data.image import UnreadableImage
+from cardioray.data.pipeline import prepare
+from cardioray.data.reading import take_rows
 from cardioray.data.video import read_video
 from cardioray.data.video_writing import encode_video
 from cardioray.predictor import Predictor
@@ -202,3 +207,29 @@ def test_the_document_names_what_an_answer_holds(server: Server) -> None:
     document: Any = server.client.get(f"{server.url}/openapi.json").json()
     properties = document["components"]["schemas"]["Answer"]["properties"]
     assert {"ef", "beats", "beat_range", "cines", "warnings"} <= set(properties)
+
+
+@pytest.mark.samples
+def test_real_cines_go_from_dicom_to_shards_and_to_an_answer(
+    server: Server, samples: Path, tmp_path: Path
+) -> None:
+    echoes = tmp_path / "echoes"
+    done = deidentify(str(samples / "echo_dicom"), str(echoes), str(tmp_path / "key.csv"))
+    table = done.manifest.assign(EF=[50.0 + n for n in range(len(done.manifest))], view="A4C")
+    table.to_csv(echoes / "manifest.csv", index=False)
+    task = server.predictor.task
+    shards = prepare(task, task.read_manifest(str(echoes), None), str(tmp_path / "shards"))
+    stored = take_rows(shards, shards.samples["row"].to_numpy(), [CLIP])[CLIP]
+    assert len(stored) == len(table) >= 3
+    for source, clip in zip(shards.samples["source"], stored, strict=True):
+        data = (echoes / source).read_bytes()
+        [sample] = server.predictor.decode(data)
+        frames = min(len(clip), 60)  # the server's limit
+        np.testing.assert_array_equal(sample.arrays[CLIP][:frames], clip[:frames])
+        response = server.post(data)
+        assert response.status_code == 200, response.text
+        answer = response.json()
+        assert 0 <= answer["ef"]["low"] <= answer["ef"]["value"] <= answer["ef"]["high"] <= 100
+        assert answer["cines"][0]["frames_used"] == frames
+        # Noise is all that this network has been trained on.
+        assert any("Input unlike the training cines" in text for text in answer["warnings"])

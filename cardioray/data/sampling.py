@@ -112,6 +112,10 @@ class ClipSampling:
         chosen = np.linspace(0, len(every) - 1, wanted).round().astype(int)
         return [every[i] for i in chosen]
 
+    def possible(self, num_frames: int) -> int:
+        """Windows of a clip that begin `step` frames apart, of which `max_windows` are scored."""
+        return max(num_frames - self.span, 0) // self.step + 1
+
     def cut(self, clip: NDArray[np.uint8], start: int) -> dict[str, NDArray[Any]]:
         """The window that begins at a frame; what the clip is too short for is black.
 
@@ -187,6 +191,14 @@ def windows_of(
                     owners, waiting = [], []
     if waiting:
         yield np.array(owners), stacked(waiting)
+
+
+def middle_by_owner(
+    owners: NDArray[np.int64], scores: Mapping[str, NDArray[np.float32]]
+) -> dict[str, NDArray[np.float32]]:
+    """The score of the middle window of each sample, samples ascending; windows lie in order."""
+    _, first, counts = np.unique(owners, return_index=True, return_counts=True)
+    return {name: values[first + counts // 2] for name, values in scores.items()}
 
 
 def mean_by_owner(

@@ -32,6 +32,8 @@ PREDICTION_COLUMNS = (
     "label",
     "score",
 )
+# Of cines: what a single window of them, the middle one, says. Not every table has it.
+ONE_WINDOW = "score_one_window"
 SPLITS = ("train", "validation", "calibration", "test")
 _TEXT_COLUMNS = ("head", "split", "patient_id", "study_id", "sample_id", "source")
 _STUDY_KEYS = ["fold", "split", "patient_id", "study_id"]
@@ -71,8 +73,8 @@ def check_predictions(
         default_split: split of all rows where the table has no column `split`.
 
     Returns:
-        All `PREDICTION_COLUMNS`, typed, sorted by them, with a fresh index. The order of the rows
-        given does not matter to the result.
+        All `PREDICTION_COLUMNS`, typed, sorted by them, with a fresh index, and `score_one_window`
+        where the table has it. The order of the rows given does not matter to the result.
 
     Raises:
         ValueError: when a column is missing, a value is missing or out of range, a row appears
@@ -100,9 +102,12 @@ def check_predictions(
             else _text(rows, "patient_id"),
             "source": _text(rows, "source", ""),
             "label": _labels(rows, target),
-            "score": _scores(rows, target),
+            "score": _scores(rows, "score", target),
         }
     )
+    more = [ONE_WINDOW] if ONE_WINDOW in rows else []
+    for name in more:
+        checked[name] = _scores(rows, name, target)
     if "sample_id" in rows:
         checked["sample_id"] = _text(rows, "sample_id")
     order = [name for name in PREDICTION_COLUMNS if name in checked]
@@ -110,7 +115,7 @@ def check_predictions(
     if "sample_id" not in rows:
         number = checked.groupby(_STUDY_KEYS).cumcount().astype(str)
         checked["sample_id"] = checked["study_id"] + "#" + number
-    checked = checked[list(PREDICTION_COLUMNS)]
+    checked = checked[[*PREDICTION_COLUMNS, *more]]
     _check_groups(checked)
     return checked
 
@@ -136,10 +141,12 @@ def per_study(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns `fold, split, patient_id, study_id, label, score, frames`, sorted by the first
-        four; a study that was scored in two folds has a row for each.
+        four; a study that was scored in two folds has a row for each. `score_one_window`, where
+        the table has it.
     """
+    mean = {name: (name, "mean") for name in (ONE_WINDOW,) if name in table}
     return table.groupby(_STUDY_KEYS, as_index=False, sort=True).agg(
-        label=("label", "first"), score=("score", "mean"), frames=("score", "size")
+        label=("label", "first"), score=("score", "mean"), frames=("score", "size"), **mean
     )
 
 
@@ -223,17 +230,19 @@ def _labels(rows: pd.DataFrame, target: BinaryTarget | RegressionTarget) -> pd.S
     return pd.Series(plain.encode(rows[["label"]]), index=rows.index, dtype=float)
 
 
-def _scores(rows: pd.DataFrame, target: BinaryTarget | RegressionTarget) -> pd.Series[float]:
-    scores = pd.to_numeric(rows["score"], errors="coerce").astype(float)
+def _scores(
+    rows: pd.DataFrame, name: str, target: BinaryTarget | RegressionTarget
+) -> pd.Series[float]:
+    scores = pd.to_numeric(rows[name], errors="coerce").astype(float)
     bad = ~scores.abs().lt(np.inf)
     if bad.any():
-        raise ValueError(f"score is no number in {_row_list(bad)}.")
+        raise ValueError(f"{name} is no number in {_row_list(bad)}.")
     if isinstance(target, BinaryTarget):
         rounding = 1e-6
         outside = (scores < -rounding) | (scores > 1 + rounding)
         if outside.any():
             raise ValueError(
-                f"score is outside [0, 1] in {_row_list(outside)} (first: "
+                f"{name} is outside [0, 1] in {_row_list(outside)} (first: "
                 f"{scores[outside].iloc[0]:g}); it must be the probability of class 1 "
                 f"({target.positive}), not a logit or a percentage."
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,12 @@ from cardioray.evaluation.figures import (
 from cardioray.evaluation.intervals import Interval, patient_bootstrap
 from cardioray.evaluation.metrics import auc_statistic
 from cardioray.evaluation.operating_point import BinaryOperatingPoint, RegressionOperatingPoint
-from cardioray.evaluation.predictions import check_predictions, per_study, select_split
+from cardioray.evaluation.predictions import (
+    ONE_WINDOW,
+    check_predictions,
+    per_study,
+    select_split,
+)
 from cardioray.targets import BinaryTarget, RegressionTarget
 
 Floats = NDArray[np.float64]
@@ -71,6 +76,8 @@ class Evaluation:
         positive_studies: studies with label 1; None for a regression target.
         per_study: the headline figures, on mean scores of studies.
         per_frame: the same on single frames.
+        one_window: as `per_study`, of cines each seen by its middle window alone; None for
+            anything else.
         conformal: coverage of the conformal set or interval, per study, and what it costs.
         confidence: coverage aimed at by the intervals.
         num_resamples: patient resamples behind each interval.
@@ -87,6 +94,7 @@ class Evaluation:
     positive_studies: int | None
     per_study: Figures
     per_frame: Figures
+    one_window: Figures | None
     conformal: Mapping[str, Interval]
     confidence: float
     num_resamples: int
@@ -105,6 +113,7 @@ class Evaluation:
             "positive_studies": self.positive_studies,
             "per_study": self.per_study.to_dict(),
             "per_frame": self.per_frame.to_dict(),
+            "one_window": None if self.one_window is None else self.one_window.to_dict(),
             "conformal": {name: value.to_dict() for name, value in self.conformal.items()},
             "interval": {
                 "method": "patient bootstrap, percentile",
@@ -160,7 +169,11 @@ def evaluate(
             f"{1 - conformal.alpha:.0%}: every answer is uncertain."
         )
     resampling = Resampling(num_resamples, seed, confidence)
-    return evaluate_decisions(frames, studies, target, resampling, split=split, notes=notes)
+    found = evaluate_decisions(frames, studies, target, resampling, split=split, notes=notes)
+    if ONE_WINDOW not in studies:
+        return found
+    single = decide(studies.assign(score=studies[ONE_WINDOW]), operating_point)
+    return replace(found, one_window=_figures(single, target, resampling))
 
 
 def evaluate_decisions(
@@ -183,12 +196,8 @@ def evaluate_decisions(
         notes: put before the notes that arise here.
     """
     binary = isinstance(target, BinaryTarget)
-    if isinstance(target, BinaryTarget):
-        study_figures = binary_figures(studies, resampling)
-        frame_figures = binary_figures(frames, resampling)
-    else:
-        study_figures = regression_figures(studies, resampling, target.cutoffs)
-        frame_figures = regression_figures(frames, resampling, target.cutoffs)
+    study_figures = _figures(studies, target, resampling)
+    frame_figures = _figures(frames, target, resampling)
     conformal = conformal_figures(studies, resampling, binary)
     patients = studies["patient_id"].nunique()
     return Evaluation(
@@ -201,12 +210,21 @@ def evaluate_decisions(
         positive_studies=int(studies["label"].sum()) if binary else None,
         per_study=study_figures,
         per_frame=frame_figures,
+        one_window=None,
         conformal=conformal,
         confidence=resampling.confidence,
         num_resamples=resampling.num_resamples,
         seed=resampling.seed,
         notes=(*notes, *_notes(patients, study_figures)),
     )
+
+
+def _figures(
+    table: pd.DataFrame, target: BinaryTarget | RegressionTarget, resampling: Resampling
+) -> Figures:
+    if isinstance(target, BinaryTarget):
+        return binary_figures(table, resampling)
+    return regression_figures(table, resampling, target.cutoffs)
 
 
 def print_evaluation(evaluation: Evaluation, console: Console | None = None) -> None:
@@ -224,12 +242,17 @@ def print_evaluation(evaluation: Evaluation, console: Console | None = None) -> 
     )
     table.add_column("Figure")
     table.add_column("Per study", justify="right")
+    beside: list[tuple[str, Figures]] = []
     if several:
-        table.add_column("Per frame", justify="right")
+        beside.append(("Per frame", evaluation.per_frame))
+    if evaluation.one_window is not None:
+        beside.append(("One window", evaluation.one_window))
+    for title, _ in beside:
+        table.add_column(title, justify="right")
     for name, interval in evaluation.per_study.values.items():
-        of_frames = evaluation.per_frame.values.get(name)
-        cells = [f"{interval}"] + [f"{of_frames}" if of_frames else ""] * several
-        table.add_row(title_of(name), *cells)
+        others = [figures.values.get(name) for _, figures in beside]
+        cells = [f"{other}" if other else "" for other in others]
+        table.add_row(title_of(name), f"{interval}", *cells)
     table.add_section()
     for name, interval in evaluation.conformal.items():
         table.add_row(title_of(name), f"{interval}")

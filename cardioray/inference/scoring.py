@@ -17,6 +17,7 @@ from cardioray.data.decoding import DecodedSample
 from cardioray.data.layouts import as_text, shown
 from cardioray.data.manifest import Manifest, check_studies, study_ids
 from cardioray.data.shards import read_index
+from cardioray.evaluation.predictions import ONE_WINDOW
 from cardioray.inference.actors import (
     FILES_PER_BATCH,
     Loading,
@@ -24,7 +25,7 @@ from cardioray.inference.actors import (
     SourceFile,
     run_on_actors,
 )
-from cardioray.predictor import Predictor
+from cardioray.predictor import ModelOutputs, Predictor
 from cardioray.studies import StudyOutputs, StudyPredictor
 from cardioray.tasks.base import Task, encode_labels
 from cardioray.terminal import progress_bar
@@ -281,9 +282,20 @@ class _ScoreFiles(PredictorActor):
             "seen": seen,
             "views": views,
             "scores": {name: values.tolist() for name, values in scores.items()},
+            "one_window": self._one_window(outputs),
             "computed_with": f"{self.predictor.runtime} {precision}",
         }
         return {"result": json.dumps(scored)}
+
+    def _one_window(self, outputs: ModelOutputs | StudyOutputs | None) -> dict[str, list[float]]:
+        """What the middle window of each cine says; nothing of pictures, and of studies' cines."""
+        cuts = self.predictor.task.sampler.cuts
+        if not cuts or outputs is None or isinstance(outputs, StudyOutputs):
+            return {}
+        return {
+            name: [float(windows[len(windows) // 2]) for windows in own]
+            for name, own in outputs.windows.items()
+        }
 
 
 def _blackened(sample: DecodedSample, share: float, rng: np.random.Generator) -> DecodedSample:
@@ -320,6 +332,9 @@ def _predictions_table(
                 "seen": seen,
             }
         )
+        middle = [s for result in results for s in result["one_window"].get(target.name, [])]
+        if middle:
+            piece[ONE_WINDOW] = np.array(middle, dtype=np.float32)
         if views is not None:
             piece["view"] = views
         pieces.append(piece[piece["label"].notna()])

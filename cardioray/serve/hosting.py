@@ -326,6 +326,7 @@ def load_local(
         runtime=settings.runtime,
         precision=settings.precision,
         num_threads=settings.threads,
+        max_windows=settings.limits.max_windows,
     )
     predictor.warm_up(range(1, settings.max_batch_size + 1))
     name = name or predictor.bundle.name
@@ -337,7 +338,12 @@ def load_remote(
     path: str, name: str | None, settings: ServeSettings, handle: DeploymentHandle[Any]
 ) -> Model:
     """Open a bundle for decoding and answering, with its network elsewhere."""
-    predictor = _predictor(path, runtime=_runtime_elsewhere(settings), network=False)
+    predictor = _predictor(
+        path,
+        runtime=_runtime_elsewhere(settings),
+        max_windows=settings.limits.max_windows,
+        network=False,
+    )
     name = name or predictor.bundle.name
     engine = RemoteEngine(handle, path, name)
     return Model(name, path, predictor, engine, _shielded(predictor, settings))

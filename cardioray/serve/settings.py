@@ -21,6 +21,7 @@ class Limits:
         max_bytes: of the whole body.
         max_files: in one multipart upload.
         max_frames: over all files of a study; of a cine, what is beyond it is left out.
+        max_windows: of a cine, evenly spread; what bounds the time for a long one.
         max_overlays: frames of a study that get an overlay; the first ones.
         upload_s: seconds an upload may take.
         decode_s: seconds that decoding one file may take, where it is done in a process of its own
@@ -31,6 +32,7 @@ class Limits:
     max_bytes: int = Field(default=64 * MIB, ge=1)
     max_files: int = Field(default=256, ge=1)
     max_frames: int = Field(default=256, ge=1)
+    max_windows: int = Field(default=64, ge=1)
     max_overlays: int = Field(default=4, ge=1)
     upload_s: float = Field(default=60.0, gt=0)
     decode_s: float = Field(default=30.0, gt=0)

@@ -69,7 +69,10 @@ def cine_facts(sampling: ClipSampling, samples: Sequence[DecodedSample]) -> list
 
 
 def clip_doubts(sampling: ClipSampling, samples: Sequence[DecodedSample]) -> list[str]:
-    """Warnings about the cines of a study, as sentences."""
+    """Warnings about the cines of a study, as sentences.
+
+    That a network looks at one window alone, as the one for views does, is no doubt.
+    """
     doubts = []
     for number, sample in enumerate(samples):
         which = f"Cine {number}: " if len(samples) > 1 else ""
@@ -89,6 +92,11 @@ def clip_doubts(sampling: ClipSampling, samples: Sequence[DecodedSample]) -> lis
             doubts.append(
                 f"{which}The file does not say how many frames a second it has; beats are not told "
                 "apart, and the network may see the heart faster or slower than it has learned."
+            )
+        used, possible = sampling.count(sample.arrays), sampling.possible(count)
+        if used < possible > 1 and sampling.max_windows > 1:
+            doubts.append(
+                f"{which}Of {possible} windows the network answered for {used}, evenly spread."
             )
         if facts.get("source_frames", count) > count and "fps" in facts:
             doubts.append(

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cardioray.data.ranks import RankedRows, Rows
-from cardioray.data.sampling import mean_by_owner
+from cardioray.data.sampling import mean_by_owner, middle_by_owner
 from cardioray.machine import usable_cores
 from cardioray.models.runtime import fast_layout, use_bf16
 from cardioray.scratch import process_folder
@@ -392,13 +392,17 @@ class _Trainer:
             for target in self.task.targets
         }
         own_rows = np.concatenate([np.empty(0, np.int64), *rows])
-        shares = self._gathered(mean_by_owner(own_rows, merged))
+        share = (*mean_by_owner(own_rows, merged), middle_by_owner(own_rows, merged))
+        shares = self._gathered(share)
         all_rows = np.concatenate([share[0] for share in shares]).astype(np.int64)
-        all_scores = {
-            target.name: np.concatenate([share[1][target.name] for share in shares])
-            for target in self.task.targets
-        }
-        return predictions_table(self.plan, self.task, name, all_rows, all_scores)
+        means, middle = (
+            {
+                target.name: np.concatenate([share[place][target.name] for share in shares])
+                for target in self.task.targets
+            }
+            for place in (1, 2)
+        )
+        return predictions_table(self.plan, self.task, name, all_rows, means, middle)
 
     def _gathered(self, share: Any) -> list[Any]:
         if self.world_size == 1:

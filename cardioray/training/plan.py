@@ -54,11 +54,24 @@ class TrainPlan:
 
 
 def predictions_table(
-    plan: TrainPlan, task: Task, split: str, rows: Rows, scores: Mapping[str, NDArray[np.float32]]
+    plan: TrainPlan,
+    task: Task,
+    split: str,
+    rows: Rows,
+    scores: Mapping[str, NDArray[np.float32]],
+    one_window: Mapping[str, NDArray[np.float32]],
 ) -> pd.DataFrame:
     """Scores of some rows as a predictions table, by row number.
 
     One row a sample and target that has a label: a second head learns from fewer samples.
+
+    Args:
+        plan: of the run.
+        task: of the run.
+        split: of the rows.
+        rows: row numbers.
+        scores: per target the score of each row, the mean over its windows.
+        one_window: the same of the middle window alone, for tasks that cut windows.
     """
     samples = plan.shards.samples
     positions = np.searchsorted(samples["row"].to_numpy(), rows)
@@ -78,5 +91,7 @@ def predictions_table(
                 "row": rows,
             }
         )
+        if task.sampler.cuts:
+            piece["score_one_window"] = one_window[target.name]
         pieces.append(piece[piece["label"].notna()].sort_values("row"))
     return pd.concat(pieces, ignore_index=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cardioray.data.reading import read_rows
-from cardioray.data.sampling import mean_by_owner, windows_of
+from cardioray.data.sampling import mean_by_owner, middle_by_owner, windows_of
 from cardioray.models.runtime import FEATURES, TorchRuntime, use_bf16
 from cardioray.training.plan import SCORED_SPLITS, TrainPlan, predictions_table
 from cardioray.training.settings import RunConfig
@@ -42,6 +42,8 @@ def score_plan(plan: TrainPlan, weights: Mapping[str, Tensor]) -> pd.DataFrame:
             rows.append(owners)
             pieces.append({name: value.numpy() for name, value in scores.items()})
         every = {n: np.concatenate([piece[n] for piece in pieces]) for n in pieces[0]}
-        scored, means = mean_by_owner(np.concatenate(rows), every)
-        tables.append(predictions_table(plan, task, split, scored, means))
+        owners = np.concatenate(rows)
+        scored, means = mean_by_owner(owners, every)
+        middle = middle_by_owner(owners, every)
+        tables.append(predictions_table(plan, task, split, scored, means, middle))
     return pd.concat(tables, ignore_index=True)
