@@ -162,7 +162,7 @@ def test_what_one_window_says_is_scored_beside_all_of_them() -> None:
     shown = Console(record=True, width=120, file=io.StringIO())
     print_evaluation(result, shown)
     assert "One window" in shown.export_text()
-    with pytest.raises(ValueError, match="score_one_window is no number in row 1"):
+    with pytest.raises(ValueError, match="score_one_window is no number in rows 1, 2"):
         evaluate(rows.assign(score_one_window=np.nan), FFR, point)
 
 
