@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import tiny_training as tiny
 from rich.console import Console
 
 from cardioray import demo
@@ -26,22 +27,23 @@ def test_nothing_is_found_in_shuffled_labels(
     ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = DemoConfig(
-        patients=80,
-        image_size=48,
-        epochs=3,
+        patients=64,
+        image_size=32,
+        epochs=2,
         backbones="test_resnet",
-        grace_epochs=3,
+        grace_epochs=2,
         shuffle_labels=True,
     )
     written = demo._run_config(small)
     run = replace(written, scale=replace(written.scale, gpus_per_worker=0))
     monkeypatch.setattr(demo, "_run_config", lambda _: run)  # the cluster's GPUs are made up
     console = Console(quiet=True)
-    found = demo.compare_on_phantoms(tmp_path, small, console, console.print)
+    with tiny.training_here():  # the winner's bundle
+        found = demo.compare_on_phantoms(tmp_path, small, console, console.print)
     [row] = found.leaderboard.rows
     final = found.bundles[0].json("metrics.json")["targets"]["ffr"]["per_study"]["auc"]
     auc = row.evaluation.per_study.values["auc"]
-    assert 60 <= row.evaluation.patients <= 70  # the others are held out for the final figures
+    assert 50 <= row.evaluation.patients <= 58  # the others are held out for the final figures
     for low, high in ((auc.low, auc.high), (final["low"], final["high"])):
         assert low < 0.5 < high
 

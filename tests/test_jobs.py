@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -24,12 +25,13 @@ import httpx
 import pandas as pd
 import pytest
 from ray_cluster import end_tree, heed_interrupts
+from tiny_bundles import renamed
 from typer.main import get_command
 
 from cardioray.bundle import open_bundle
 from cardioray.cli import app
 from cardioray.data.shards import ShardSet
-from cardioray.model_store import ranked_bundles
+from cardioray.model_store import LEADERBOARD, ranked_bundles
 from cardioray.phantoms.angiogram import PRESETS, write_angiograms
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -163,10 +165,8 @@ def test_jobs_make_a_model_that_serve_run_and_serve_deploy_bring_to_answer(
 
     runs = str(bundle.parents[1])
     compare = ["jobs/compare.py", "ffr", "--data", str(shards), "--out", runs, *TINY]
-    two = ["--backbones", "test_resnet,test_efficientnet", "--folds", "2", "--refits", "2"]
-    ray_head.succeeds(*compare, *two, "--no-asha")
-    winner, other = (open_bundle(place).name for place in ranked_bundles(runs))
-    assert {winner, other} == {"test_resnet", "test_efficientnet"}
+    ray_head.succeeds(*compare, "--backbones", "test_resnet", "--folds", "2", "--no-asha")
+    assert [open_bundle(place).name for place in ranked_bundles(runs)] == ["test_resnet"]
 
     answers = tmp_path / "answers.csv"
     ray_head.succeeds("jobs/predict.py", str(bundle), str(pictures[0]), "--out", str(answers))
@@ -198,11 +198,22 @@ def test_jobs_make_a_model_that_serve_run_and_serve_deploy_bring_to_answer(
     assert deployed.returncode == 0, deployed.stdout + deployed.stderr
     answers_as_the_job_did()
 
+    add_a_second(Path(runs))
     best = ["cardioray", "deploy", runs, "--top", "2", "--port", str(httpx.URL(url).port)]
     deployed = ray_head.call(*best)
     assert f"ffr answers at {url}" in deployed.stdout, deployed.stdout + deployed.stderr
-    assert answer_of(url, pictures[0])["model"] == winner
-    assert answer_of(f"{url}?model={other}", pictures[0])["model"] == other
+    assert answer_of(url, pictures[0])["model"] == "test_resnet"
+    assert answer_of(f"{url}?model=second", pictures[0])["model"] == "second"
+
+
+def add_a_second(runs: Path) -> None:
+    """Put a copy of a comparison's winner on its second place: training another takes a minute."""
+    renamed(runs / "bundles" / "test_resnet", runs / "bundles" / "second", "second")
+    file = runs / LEADERBOARD
+    record = json.loads(file.read_text())
+    [row] = record["rows"]
+    record["rows"].append({**row, "bundle": "bundles/second"})
+    file.write_text(json.dumps(record))
 
 
 def config_on_a_free_port(file: Path) -> tuple[Path, str]:
