@@ -32,8 +32,8 @@ for real and alone, has all cores, and is asked by a client in a process of its 
 machine; the first seconds of each level are left out, and figures are means over the turns. Before
 that, each has to answer eight pictures as PyTorch does in fp32, within the tolerance below. Eager
 PyTorch computes in fp32, which is its default; CardioRay and OpenVINO compute in bf16 where the CPU
-has it, which is theirs: part of the gain is that choice. CardioRay alone also checks the request
-and compares every picture with the training pictures."""
+is faster so, which is theirs: part of the gain is that choice. CardioRay alone also checks the
+request and compares every picture with the training pictures."""
 EAGER, OPENVINO, LITSERVE = "FastAPI + eager PyTorch", "FastAPI + OpenVINO", "LitServe, batch 8"
 DEFAULT, FAST, IN_PROCESS = "CardioRay", "CardioRay --fast", "cardioray.load(...).predict"
 # A network with random weights is steep: on its training pictures bf16 moves probabilities by up

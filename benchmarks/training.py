@@ -114,6 +114,11 @@ def run(settings: TrainingSettings) -> Report:
             Ratio(
                 name=f"{OURS} / {FROM_FILES}", value=middle[OURS] / middle[FROM_FILES], goal=">= 1"
             ),
+            Ratio(
+                name="the same, and never under",
+                value=middle[OURS] / middle[FROM_FILES],
+                goal=">= 0.95",
+            ),
             Ratio(name=f"{OURS} / {IN_MEMORY}", value=middle[OURS] / middle[IN_MEMORY]),
         ],
         settings=asdict(settings) | {"workers": 2},

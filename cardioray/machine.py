@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GIB = 2**30
-# Instruction sets in which bf16 is faster than float32: matrix units of Intel's servers, and Arm's.
-# avx512_bf16 alone is none: its products are no faster, and every layer pays for the conversions
-# (docs/install.md has figures).
+# Instruction sets in which bf16 is faster than float32: matrix units of Intel's servers, Arm's,
+# and AVX-512's of AMD. Intel's avx512_bf16 without matrix units is slower (docs/install.md).
 _BF16_FLAGS = ("amx_bf16", "bf16")
+_AVX512_BF16 = "avx512_bf16"
+_AMD = "sse4a"  # which every AMD processor has, and no other
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 def bf16_flags(flags: frozenset[str]) -> list[str]:
     """Those of a CPU's flags that make bf16 faster than float32; empty when it would be slower."""
-    return [name for name in _BF16_FLAGS if name in flags]
+    fast = [name for name in _BF16_FLAGS if name in flags]
+    return [*fast, *([_AVX512_BF16] if {_AVX512_BF16, _AMD} <= flags else [])]
 
 
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -160,6 +160,7 @@ def test_gpus() -> None:
     [
         ({"avx2", "avx512_bf16", "amx_bf16"}, "ok", "amx_bf16: training"),
         ({"avx2", "avx512_bf16"}, "ok", "float32, since bf16 would be slower"),
+        ({"avx2", "avx512_bf16", "sse4a"}, "ok", "avx512_bf16: training and serving in bf16 pays"),
         ({"asimd", "bf16"}, "ok", "bf16 pays"),
         ({"avx2", "avx512f"}, "ok", "float32"),
         ({"sse4_2"}, "optional", "neither"),
