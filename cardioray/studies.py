@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from cardioray.answers import ModelOutputs, binary_answer, number_answer
 from cardioray.bundle import Bundle, open_bundle
 from cardioray.clinical.fusion import StudyFusion
 from cardioray.config import parse
@@ -23,15 +24,7 @@ from cardioray.data.image import UnreadableImage
 from cardioray.evaluation.operating_point import BinaryOperatingPoint, RegressionOperatingPoint
 from cardioray.evaluation.predictions import views_side_by_side
 from cardioray.model_store import bundle_place
-from cardioray.predictor import (
-    ModelOutputs,
-    Overlay,
-    Predictor,
-    binary_answer,
-    number_answer,
-    read_operating_points,
-    task_of,
-)
+from cardioray.predictor import Overlay, Predictor, read_operating_points, task_of
 
 FUSION = "fusion.json"
 # The member that tells views apart.

@@ -16,6 +16,7 @@ import torch
 from ray_cluster import keep_cluster
 from rich.console import Console
 
+from cardioray.answers import ModelOutputs
 from cardioray.bundle import Bundle
 from cardioray.data.clip import CLIP
 from cardioray.data.decoding import DecodedSample
@@ -25,7 +26,6 @@ from cardioray.inference.batch import FILES_PER_PART, find_studies, predict_file
 from cardioray.inference.columns import as_csv, video_rows
 from cardioray.inference.evaluate import evaluate_bundle, evaluate_table
 from cardioray.phantoms.angiogram import PRESETS, write_angiograms
-from cardioray.predictor import ModelOutputs
 from cardioray.studies import load
 from cardioray.tasks import make_task
 from cardioray.tasks.base import encode_labels

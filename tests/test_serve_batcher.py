@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from cardioray import config
+from cardioray.answers import ModelOutputs
 from cardioray.data.decoding import DecodedSample
 from cardioray.data.frames import UnreadableImage
-from cardioray.predictor import ModelOutputs
 from cardioray.serve.batcher import Batcher
 from cardioray.serve.hosting import Threads
 from cardioray.serve.problems import Problem

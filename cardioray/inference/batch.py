@@ -21,6 +21,7 @@ from rich.console import Console
 
 import cardioray
 from cardioray import config, storage
+from cardioray.answers import ModelOutputs
 from cardioray.bundle import open_bundle
 from cardioray.data import cluster
 from cardioray.data.decoding import DecodedSample
@@ -40,7 +41,6 @@ from cardioray.inference.actors import (
 )
 from cardioray.inference.columns import as_csv, require_videos, video_rows
 from cardioray.model_store import bundle_place
-from cardioray.predictor import ModelOutputs
 from cardioray.studies import open_predictor
 from cardioray.targets import Target
 from cardioray.terminal import progress_bar

@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from cardioray.answers import ModelOutputs
 from cardioray.data.clip import CLIP
 from cardioray.data.decoding import DecodedSample
-from cardioray.predictor import ModelOutputs
 from cardioray.registry import Registry
 from cardioray.tasks.base import Task
 from cardioray.tasks.video import VideoTask

@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from rich.console import Console
 
+from cardioray.answers import ModelOutputs
 from cardioray.bundle import Bundle
 from cardioray.data.decoding import DecodedSample
 from cardioray.data.layouts import as_text, shown
@@ -25,7 +26,7 @@ from cardioray.inference.actors import (
     SourceFile,
     run_on_actors,
 )
-from cardioray.predictor import ModelOutputs, Predictor
+from cardioray.predictor import Predictor
 from cardioray.studies import StudyOutputs, StudyPredictor
 from cardioray.tasks.base import Task, encode_labels
 from cardioray.terminal import progress_bar

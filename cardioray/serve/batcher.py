@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
+from cardioray.answers import ModelOutputs
 from cardioray.data.decoding import DecodedSample
-from cardioray.predictor import ModelOutputs
 
 
 @dataclass

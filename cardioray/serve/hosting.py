@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from ray.serve.handle import DeploymentHandle
 
+from cardioray.answers import ModelOutputs
 from cardioray.bundle import Bundle, open_bundle
 from cardioray.data.decoding import DecodedSample, Decoder
 from cardioray.data.isolation import IsolatedDecoder, IsolationConfig
 from cardioray.model_store import bundle_place, production_path
-from cardioray.predictor import ModelOutputs, Overlay, Predictor
+from cardioray.predictor import Overlay, Predictor
 from cardioray.registry import unknown_name
 from cardioray.scratch import process_folder
 from cardioray.serve.batcher import Batcher

@@ -19,12 +19,13 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from cardioray import config
+from cardioray.answers import ModelOutputs
 from cardioray.data.decoding import DecodedSample
 from cardioray.data.image import UnreadableImage
 from cardioray.data.isolation import DecoderUnavailableError
 from cardioray.model_store import production_path
 from cardioray.models.backbones import NoFeatureMap
-from cardioray.predictor import ModelOutputs, Overlay
+from cardioray.predictor import Overlay
 from cardioray.serve.auth import read_keys, require_keys
 from cardioray.serve.hosting import (
     Catalogue,
