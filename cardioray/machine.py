@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ GIB = 2**30
 _BF16_FLAGS = ("amx_bf16", "bf16")
 _AVX512_BF16 = "avx512_bf16"
 _AMD = "sse4a"  # which every AMD processor has, and no other
+_given_ports: set[int] = set()
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,23 @@ def free_gib(folder: Path) -> float | None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on, at any address of this machine."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody listens on, at any address of this machine; another one at every call.
+
+    It is none that the system gives to a connection by itself, nor one of Ray's workers (10002 to
+    19999): such a port may be taken again before whoever asked listens on it.
+    """
+    ports = range(20_000, min(_first_port_of_connections(), 65_536))
+    # Not the generator that a training seeds: two processes would be given the same one.
+    for port in secrets.SystemRandom().sample(ports, len(ports)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            if port not in _given_ports:
+                probe.bind(("", port))
+                _given_ports.add(port)
+                return port
+    raise OSError(f"Every port from {ports.start} to {ports.stop - 1} is in use.")
+
+
+def _first_port_of_connections() -> int:
+    """Where the ports begin that the system gives to connections; IANA's, where it does not say."""
+    stated = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    return int(stated.read_text().split()[0]) if stated.exists() else 49_152

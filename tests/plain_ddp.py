@@ -10,7 +10,6 @@ import io
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cardioray.data.ranks import rows_of_rank
 from cardioray.data.shards import ShardSet, decode_part
+from cardioray.machine import free_port
 from cardioray.tasks.base import encode_labels
 from cardioray.training.feed import epoch_order
 
@@ -60,11 +60,8 @@ def number(*seed: int) -> int:
 
 def losses_by_hand(shards: ShardSet, folder: Path) -> list[float]:
     """Train in two processes, as this file is called; gives the losses of all steps."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     out = folder / "losses.json"
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [
         subprocess.Popen(
             [sys.executable, __file__, shards.path, str(out)],

@@ -29,12 +29,6 @@ def serving_cluster() -> Iterator[None]:
         serve.shutdown()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def picture(seed: int = 0, size: int = 96) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 255, (size, size), dtype=np.uint8)
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from aiohttp import web
-from served import encoded, free_port, picture
+from served import encoded, picture
 
 from benchmarks.autoscaling import Kill, Watch
 from benchmarks.load import Exchange, LoadSettings, ask_for_a_while, level
 from benchmarks.peers.common import BUNDLE_VARIABLE, read_picture
 from benchmarks.serving import DEFAULT, EAGER, FAST, IN_PROCESS, ratios
 from cardioray.data.image import ImagePreprocess, read_frames
+from cardioray.machine import free_port
 
 
 def test_a_level_counts_the_answers_of_its_stretch_only() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import platform
+import socket
 import subprocess
 import sys
 import tempfile
@@ -211,6 +212,16 @@ class TestMachine:
         file.write_text(f"processor\t: 0\n{key}: {flags}\n\nprocessor\t: 1\n")
         assert machine.cpu_flags(file) == frozenset(flags.split())
         assert machine.cpu_flags(tmp_path / "none") == frozenset()
+
+    def test_a_free_port_is_given_once_and_to_nobody_else(self) -> None:
+        ports = {machine.free_port() for _ in range(50)}
+        assert len(ports) == 50
+        for port in ports:
+            with socket.socket() as listener:
+                listener.bind(("127.0.0.1", port))
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            assert max(ports) < listener.getsockname()[1]
 
     def test_a_containers_limits_count(self, tmp_path: Path) -> None:
         machine_cores, machine_gib = (

@@ -9,7 +9,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from typer.main import get_command
 from cardioray.bundle import open_bundle
 from cardioray.cli import app
 from cardioray.data.shards import ShardSet
+from cardioray.machine import free_port
 from cardioray.model_store import LEADERBOARD, ranked_bundles
 from cardioray.phantoms.angiogram import PRESETS, write_angiograms
 
@@ -77,16 +77,6 @@ class Cluster:
         )
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
 def wait_until_up(url: str, head: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
@@ -111,7 +101,7 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     # Ray's sockets live below it, and the path of a socket has at most 107 bytes.
     temporary = Path(tempfile.mkdtemp(prefix="crj"))
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    port, dashboard, agent, client, metrics = free_ports(5)
+    port, dashboard, agent, client, metrics = (free_port() for _ in range(5))
     url = f"http://127.0.0.1:{dashboard}"
     served = folder.parent / "runs" / "bundles" / "test_resnet"
     env |= {
@@ -219,7 +209,7 @@ def add_a_second(runs: Path) -> None:
 def config_on_a_free_port(file: Path) -> tuple[Path, str]:
     """serve_configs/ffr.yaml with another port, and where it answers."""
     text = (ROOT / "serve_configs" / "ffr.yaml").read_text()
-    [port] = free_ports(1)
+    port = free_port()
     file.write_text(text.replace("port: 8000", f"port: {port}"))
     return file, f"http://127.0.0.1:{port}/v1/ffr"
 

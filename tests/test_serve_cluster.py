@@ -22,12 +22,13 @@ import numpy as np
 import pytest
 from ray import serve
 from ray.serve.config import HTTPOptions
-from served import free_port, logged, png, replica_pids, serving_cluster
+from served import logged, png, replica_pids, serving_cluster
 from tiny_bundles import renamed, tiny_bundle
 
 import cardioray
 from cardioray import config, storage
 from cardioray.bundle import BundleError
+from cardioray.machine import free_port
 from cardioray.model_store import promote, rollback
 from cardioray.scratch import process_folder
 from cardioray.serve import hosting

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from served import free_port, replica_pids, serving_cluster
+from served import replica_pids, serving_cluster
 from tiny_bundles import ECHO_SIZE, tiny_echo_bundle
 
 import cardioray
@@ -24,6 +24,7 @@ from cardioray.data.pipeline import prepare
 from cardioray.data.reading import take_rows
 from cardioray.data.video import read_video
 from cardioray.data.video_writing import encode_video
+from cardioray.machine import free_port
 from cardioray.predictor import Predictor
 from cardioray.serve.deploy import application_settings, serve_bundles
 from cardioray.serve.settings import ServerSettings

@@ -17,9 +17,10 @@ import psutil
 import pytest
 from PIL import Image
 from ray_cluster import end_tree, private_folder
-from served import answer_to_half_an_upload, encoded, free_port, picture, png, serving_cluster
+from served import answer_to_half_an_upload, encoded, picture, png, serving_cluster
 from tiny_bundles import tiny_bundle
 
+from cardioray.machine import free_port
 from cardioray.serve.auth import new_key
 from cardioray.serve.fast import environment
 from cardioray.serve.settings import ServerSettings
@@ -66,10 +67,11 @@ class FastServer:
         )
         assert self.process.stdout is not None
         self.url = self.process.stdout.readline().strip()
-        assert self.url, "the server did not start"
+        assert self.url.startswith("http://"), f"the server did not start: {self.url}"
 
     def haproxies(self) -> list[psutil.Process]:
         """The HAProxy processes that are this server's."""
+        assert self.process.poll() is None, "the server ended"
         found = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):  # some of Ray's live for a moment

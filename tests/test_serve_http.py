@@ -25,7 +25,6 @@ from pydicom.uid import ExplicitVRLittleEndian, XRayAngiographicImageStorage, ge
 from served import (
     answer_to_half_an_upload,
     encoded,
-    free_port,
     logged,
     picture,
     png,
@@ -35,6 +34,7 @@ from served import (
 from tiny_bundles import renamed, tiny_bundle
 
 import cardioray
+from cardioray.machine import free_port
 from cardioray.predictor import Predictor
 from cardioray.serve.deploy import application_settings, serve_bundles
 from cardioray.serve.settings import ServerSettings

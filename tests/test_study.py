@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 import tiny_training as tiny
 from rich.console import Console
-from served import free_port
 
 import cardioray
 from cardioray.bundle import MEMBERS, Bundle, BundleError, open_bundle
@@ -25,6 +24,7 @@ from cardioray.evaluation.predictions import views_side_by_side
 from cardioray.inference.batch import predict_files
 from cardioray.inference.columns import as_csv, video_rows
 from cardioray.inference.evaluate import evaluate_bundle
+from cardioray.machine import free_port
 from cardioray.predictor import Overlay
 from cardioray.serve.deploy import application_settings, serve_bundles
 from cardioray.serve.settings import ServerSettings
