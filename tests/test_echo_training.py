@@ -15,6 +15,7 @@ from rich.console import Console
 import cardioray
 from cardioray.bundle import Bundle
 from cardioray.data.clip import CLIP
+from cardioray.data.decoding import DecodedSample
 from cardioray.data.pipeline import PrepareConfig, prepare
 from cardioray.data.reading import draw_windows, pixel_statistics, take_rows
 from cardioray.data.sampling import VALID, ClipSampling, draw, split
@@ -274,3 +275,26 @@ def test_a_doubt_is_said_once() -> None:
     extra |= {"value_column": "t1_ms", "cutoff": 1050, "operator": ">"}
     found = make_task("echo-cmr", {"findings": ["t1"], "extra": [extra]}).doubts([])
     assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("fact", "value", "said"),
+    [
+        ("sector_found", 0.0, "No ultrasound sector was found"),
+        ("damaged", 1.0, "The file is damaged"),
+        ("fps", np.nan, "The file does not say how many frames a second"),
+        ("source_frames", 90.0, "Of 90 frames the first 80 were used"),
+    ],
+)
+def test_what_a_file_lacks_is_said_of_its_cine(fact: str, value: float, said: str) -> None:
+    clip = np.zeros((80, 112, 112, 1), np.uint8)
+    sound = {"fps": 50.0, "sector_found": 1.0, "damaged": 0.0, "source_frames": 80.0}
+
+    def sample(**changed: float) -> DecodedSample:
+        facts = {**sound, **changed}
+        return DecodedSample(frame="0", arrays={CLIP: clip}, picture=clip[0, ..., 0], facts=facts)
+
+    task = make_task("echo-ef", {"sampling": {"step": 1}})
+    assert task.doubts([sample()]) == []
+    [doubt] = task.doubts([sample(), sample(**{fact: value})])
+    assert doubt.startswith(f"Cine 1: {said}")

@@ -491,7 +491,8 @@ def test_a_file_with_flipped_bits_is_decoded_whole_or_refused_with_a_reason() ->
     rng = np.random.default_rng(0)
     clip = moving_disc()
     data = encode_video(clip, 30.0)
-    read, refused = 0, []
+    read, refused, damaged = 0, [], 0
+    strict = ClipDecoder(preprocess=ClipPreprocess(backend="motion_jpeg"))
     with IsolatedDecoder(decoder(), IsolationConfig(deadline_s=20)) as shielded:
         for number in range(24):
             broken = bytearray(data)
@@ -506,6 +507,11 @@ def test_a_file_with_flipped_bits_is_decoded_whole_or_refused_with_a_reason() ->
             # A bit may change what a frame shows below it, but hardly the clip.
             assert np.abs(sample.arrays[CLIP][..., 0].astype(int) - clip).mean() < 10
             read += 1
+            if sample.facts["damaged"]:
+                damaged += 1
+                with pytest.raises(UnreadableImage):
+                    strict.decode(bytes(broken), None)
+    assert 0 < damaged < read
     assert [reason for reason in refused if not REASONS.fullmatch(reason)] == []
     assert read >= 5
     assert len(refused) >= 5

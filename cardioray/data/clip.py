@@ -192,7 +192,8 @@ class ClipDecoder:
 
         The facts of the sample: `fps` of the clip, `source_fps`, `source_frames` in the file,
         `cm_per_px` of the clip's pixels (mean of rows and columns), `sector_found` (1 or 0; 1
-        also for a video that is cropped already).
+        also for a video that is cropped already), `damaged` (1 where one reader refused a frame
+        and another one made something of it, else 0).
         """
         selection = FrameSelection.parse(frames) if frames else self.selection
         if selection.kind == "contrast":
@@ -202,11 +203,18 @@ class ClipDecoder:
         if backends == ("auto",) and not is_dicom:
             backends = backends_for(data)
         failures = []
+        damaged = False
         for backend in backends:
             try:
-                return [self._read(data, backend, selection, max_frames)]
+                cine = Cine.open(data, backend)
+            except UnreadableImage as error:  # an unusual container, as like as not
+                failures.append(error)
+                continue
+            try:
+                return [self._read(cine, selection, max_frames, damaged=damaged)]
             except UnreadableImage as error:
                 failures.append(error)
+                damaged = True
         raise failures[0]
 
     def inspect(self, data: bytes, frames: str | None) -> Inspection:
@@ -234,9 +242,8 @@ class ClipDecoder:
         return self._sample(iter(frames), len(frames), len(frames), None, None, None, dicom=False)
 
     def _read(
-        self, data: bytes, backend: BackendName, selection: FrameSelection, max_frames: int
+        self, cine: Cine, selection: FrameSelection, max_frames: int, *, damaged: bool
     ) -> DecodedSample:
-        cine = Cine.open(data, backend)
         wanted = selection.indices(cine.num_frames)
         count = min(len(wanted), max_frames, self.preprocess.max_frames)
         return self._sample(
@@ -247,6 +254,7 @@ class ClipDecoder:
             cine.cm_per_px,
             cine.region,
             dicom=cine.is_dicom,
+            damaged=damaged,
         )
 
     def _sample(
@@ -259,6 +267,7 @@ class ClipDecoder:
         region: Box | None,
         *,
         dicom: bool,
+        damaged: bool = False,
     ) -> DecodedSample:
         settings = self.preprocess
         first: list[UInt8Image] = []
@@ -282,6 +291,7 @@ class ClipDecoder:
             "source_frames": float(source_frames),
             "cm_per_px": scale * sum(cm_per_px) / 2 if cm_per_px else math.nan,
             "sector_found": float(sector.found),
+            "damaged": float(damaged),
         }
         if settings.fps is not None and fps is not None:
             clip = resample(clip, fps, settings.fps)

@@ -82,6 +82,11 @@ def clip_doubts(sampling: ClipSampling, samples: Sequence[DecodedSample]) -> lis
                 f"{which}No ultrasound sector was found; the whole picture was used, and whatever "
                 "else is in it."
             )
+        if facts.get("damaged", 0.0) == 1:
+            doubts.append(
+                f"{which}The file is damaged: one reader refused a frame of it, and another made "
+                "something of it. What is shown may not be what was recorded."
+            )
         if count < sampling.span:
             frames = f"{count} frame{'s' * (count != 1)}"
             doubts.append(
