@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy import stats
 from sklearn import metrics as sk
 
@@ -143,9 +144,37 @@ def test_every_regression_figure_equals_scikit_learn_and_scipy() -> None:
         "limits_low": errors.mean() - 1.96 * sd,
         "limits_high": errors.mean() + 1.96 * sd,
         "pearson_r": stats.pearsonr(truth, predicted)[0],
+        "icc": icc_by_variances(np.stack([truth, predicted], axis=1)),
     }
+    assert set(expected) == set(ours.to_dict()) - {"n", "undefined"}
     for name, value in expected.items():
         assert getattr(ours, name) == pytest.approx(value, abs=1e-10), name
+
+
+def icc_by_variances(ratings: NDArray[np.float64]) -> float:
+    """ICC(2,1) from the mean squares of a two-way analysis of variance, subjects by raters."""
+    n, k = ratings.shape
+    rows, columns = ratings.mean(axis=1), ratings.mean(axis=0)
+    rest = ratings - rows[:, None] - columns + ratings.mean()
+    of_rows = k * rows.var(ddof=1)
+    of_raters = n * columns.var(ddof=1)
+    residual = (rest**2).sum() / ((n - 1) * (k - 1))
+    scale = of_rows + (k - 1) * residual + k * (of_raters - residual) / n
+    return float((of_rows - residual) / scale)
+
+
+def test_the_coefficient_of_four_published_raters() -> None:
+    # Table 2 and 4 of Shrout and Fleiss 1979.
+    judges = [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
+    assert icc_by_variances(np.array(judges, float)) == pytest.approx(0.29, abs=0.005)
+
+
+def test_agreement_suffers_from_bias_and_correlation_does_not() -> None:
+    truth = np.arange(30.0, 70.0)
+    near, far = (regression_metrics(truth, truth + shift) for shift in (0.0, 15.0))
+    assert near.icc == pytest.approx(1)
+    assert far.pearson_r == pytest.approx(1)
+    assert far.icc < 0.6
 
 
 def test_regression_weights_act_as_repetition() -> None:
@@ -166,5 +195,5 @@ def test_a_constant_prediction_has_no_correlation_and_says_so() -> None:
     assert figures.r2 == pytest.approx(0.0, abs=1e-12)
     single = regression_metrics([50.0], [52.0])
     assert single.mae == 2
-    assert set(single.undefined) == {"r2", "sd", "limits_low", "limits_high", "pearson_r"}
+    assert set(single.undefined) == {"r2", "sd", "limits_low", "limits_high", "pearson_r", "icc"}
     json.dumps(single.to_dict(), allow_nan=False)

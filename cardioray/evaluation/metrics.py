@@ -83,6 +83,8 @@ class RegressionMetrics:
             doi:10.1016/S0140-6736(86)90837-8).
         limits_high: bias + 1.96 sd.
         pearson_r: correlation of prediction and truth.
+        icc: ICC(2,1) of prediction and truth as two raters: two-way random effects, absolute
+            agreement, one rater (Shrout and Fleiss 1979, doi:10.1037/0033-2909.86.2.420).
         undefined: reason by name for each figure that is NaN.
     """
 
@@ -95,6 +97,7 @@ class RegressionMetrics:
     limits_low: float
     limits_high: float
     pearson_r: float
+    icc: float
     undefined: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -248,9 +251,10 @@ def regression_metrics(labels: ArrayLike, predictions: ArrayLike) -> RegressionM
     raw = regression_statistics(truth, predicted, np.ones((1, len(truth))))
     values = {name: float(value[0]) for name, value in raw.items()}
     few = "needs at least two rows"
-    reasons = dict.fromkeys(("sd", "limits_low", "limits_high"), few) | {
+    reasons = dict.fromkeys(("sd", "limits_low", "limits_high", "icc"), few) | {
         "r2": few if len(truth) < 2 else "all labels are equal",
         "pearson_r": few if len(truth) < 2 else "all labels or all predictions are equal",
+        **({"icc": "all numbers are equal"} if len(truth) > 1 else {}),
     }
     undefined = {name: reasons[name] for name, value in values.items() if np.isnan(value)}
     return RegressionMetrics(n=len(truth), undefined=undefined, **values)
@@ -285,7 +289,24 @@ def regression_statistics(
         "limits_low": bias - 1.96 * sd,
         "limits_high": bias + 1.96 * sd,
         "pearson_r": (mxy - mx * my) / np.sqrt(var_x * var_y),
+        "icc": _icc(total, bias, spread, (mxx + 2 * mxy + myy) / 4 - ((mx + my) / 2) ** 2),
     }
+
+
+def _icc(total: Floats, bias: Floats, spread: Floats, between: Floats) -> Floats:
+    """ICC(2,1) of two raters from the mean and the variance of their differences.
+
+    Args:
+        total: rows.
+        bias: mean difference.
+        spread: variance of the differences, with the number of rows in the denominator.
+        between: variance of the rows' means, likewise.
+    """
+    corrected = _ratio(total, np.maximum(total - 1, 0.0))
+    of_rows, residual = 2 * between * corrected, spread * corrected / 2
+    of_raters = total * bias**2 / 2
+    scale = of_rows + residual + 2 * (of_raters - residual) / total
+    return _ratio(of_rows - residual, scale)
 
 
 def _ranking(positive: NDArray[np.bool_], scores: Floats, weights: Floats) -> tuple[Floats, Floats]:

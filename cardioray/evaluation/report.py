@@ -55,6 +55,7 @@ _TITLES = {
     "limits_low": "Limit of agreement, low",
     "limits_high": "Limit of agreement, high",
     "pearson_r": "Pearson r",
+    "icc": "ICC(2,1)",
     "coverage": "Truth in the conformal set",
     "coverage_positive": "  of positive studies",
     "coverage_negative": "  of negative studies",
