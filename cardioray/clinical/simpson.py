@@ -197,12 +197,17 @@ def _annulus(outline: Floats, wall: NDArray[np.uint8], spacing: Floats) -> Float
 
 
 def _farthest(outline: Floats, point: Floats, spacing: Floats) -> Floats:
-    """The point of an outline farthest from a point, and half a pixel on: the pixel's far edge."""
+    """The point of an outline farthest from a point, moved out to the far edge of its pixel."""
     ways = (outline - point) * spacing
     distances = np.hypot(*ways.T)
     most = int(np.argmax(distances))
     outward = ways[most] / max(distances[most], 1e-9)
-    return outline[most] + 0.5 * outward
+    return np.asarray(outline[most] + _rim(outward, spacing) * outward / spacing)
+
+
+def _rim(direction: Floats, spacing: Floats) -> float:
+    """How far a pixel reaches beyond its middle in a direction, in mm."""
+    return 0.5 * float(np.abs(direction) @ spacing)
 
 
 def _principal_ends(
@@ -217,8 +222,8 @@ def _principal_ends(
     direction = np.linalg.eigh(covariance)[1][:, 1]
     ways = (outline - centre) * spacing
     along, across = ways @ direction, ways @ np.array([-direction[1], direction[0]])
-    # The outline goes through the middle of pixels, which reach half their size beyond it.
-    rim = 0.5 * float(np.abs(direction) @ spacing)
+    # The outline goes through the middle of pixels.
+    rim = _rim(direction, spacing)
     low, high = along.min() - rim, along.max() + rim
     ends = [centre + end * direction / spacing for end in (low, high)]
     margin = _END * (high - low)
