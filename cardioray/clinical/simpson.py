@@ -21,8 +21,8 @@ Mask = NDArray[np.bool_] | NDArray[np.uint8]
 DISCS = 20
 
 # The mitral opening is the longest part of the outline that no wall touches. What is shorter than
-# a tenth of the outline is a gap in the wall; what is longer than half of it is no opening.
-_OPENING = (0.1, 0.5)
+# a twenty-fifth of the outline is a gap in the wall; longer than half of it is no opening.
+_OPENING = (0.04, 0.5)
 # How far a wall may be from the outline that it touches, in px: labels leave no gap, networks may.
 _REACH = 2
 # Where the widths of both ends are compared to tell base from apex, as a share of the length.
