@@ -109,7 +109,7 @@ def read_source(path: str) -> bytes:
 
 
 def _read_nifti(data: bytes, max_pixels: int) -> tuple[NDArray[Any], tuple[float, float]]:
-    import nibabel  # a second of loading that other kinds of files need not wait for
+    import nibabel  # half a second that files of other kinds need not wait for
 
     packed = data[:2] == _GZIP
     head = _beginning(data, _HEADER_BYTES) if packed else data[:_HEADER_BYTES]
