@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,6 +144,30 @@ class Decoder(Protocol):
 
         Raises:
             UnreadableImage: for a shape or type that is none.
+        """
+
+
+@runtime_checkable
+class LabelledDecoder(Decoder, Protocol):
+    """A decoder of files that have a label map each, which only training and evaluation need."""
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """Names of the arrays that a label map adds to a sample."""
+
+    def decode_labelled(
+        self, data: bytes, labels: bytes, frames: str | None, max_frames: int = MAX_FRAMES
+    ) -> list[DecodedSample]:
+        """Decode one file and its label map.
+
+        Args:
+            data: the whole file.
+            labels: the label map, a file of its own.
+            frames: as for `decode`.
+            max_frames: as for `decode`.
+
+        Raises:
+            UnreadableImage: when either cannot be read, or they do not fit.
         """
 
 

@@ -94,6 +94,15 @@ class IsolatedDecoder:
         samples: list[DecodedSample] = self._call("decode", data, frames, max_frames)
         return samples
 
+    def decode_labelled(
+        self, data: bytes, labels: bytes, frames: str | None, max_frames: int = MAX_FRAMES
+    ) -> list[DecodedSample]:
+        """`LabelledDecoder.decode_labelled`, within the bounds; errors as those of `decode`."""
+        samples: list[DecodedSample] = self._call(
+            "decode_labelled", data, labels, frames, max_frames
+        )
+        return samples
+
     def inspect(self, data: bytes, frames: str | None) -> Inspection:
         """`Decoder.inspect`, within the bounds; errors as those of `decode`."""
         found: Inspection = self._call("inspect", data, frames)
@@ -354,7 +363,7 @@ def _serve(pipe: Connection, slab: _Slab) -> None:
         signal.setitimer(signal.ITIMER_REAL, settings.deadline_s)
         try:
             answer: Any = getattr(decoder, method)(*arguments)
-            if method == "decode":
+            if method != "inspect":
                 packed = _packed(answer, slab)
                 answer = _Samples(slab.size(), packed)
         except UnreadableImage as error:

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from cardioray.clinical.masks import ATRIUM, CAVITY, MYOCARDIUM, NO_CLEAN_UP, CleanUp
+from cardioray.data.label_maps import ATRIUM, CAVITY, MYOCARDIUM, NO_CLEAN_UP, CleanUp
 from cardioray.evaluation.segmentation import mask_figures
 
 LABELS = arrays(
