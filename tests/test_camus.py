@@ -83,7 +83,6 @@ def test_phases_without_a_file_are_found_in_the_cine(tmp_path: Path) -> None:
     manifest = read_camus(str(tmp_path))
     assert manifest.table["view"].tolist() == ["A4C", "A4C"]
     assert manifest.table["frame"].tolist() == ["11", "0"]
-    assert manifest.table["mask_frame"].tolist() == ["11", "0"]
     assert any("not both phases of both views" in text for text in manifest.warnings)
 
 

@@ -60,8 +60,8 @@ def read_camus(root: str) -> Manifest:
 
     Where a view has no file for a phase, its frame in the cine is taken, by the number that
     `Info_*.cfg` gives. Columns beside the usual ones: `view` ("A2C", "A4C"), `phase` ("ED", "ES"),
-    `mask` (label map, "" where there is none), `mask_frame`, `ef`, `edv_ml`, `esv_ml`,
-    `image_quality`, `ed_frame`, `es_frame`, `fps`, `age`, `sex`. Lists of the official division
+    `mask` (label map, "" where there is none), `ef`, `edv_ml`, `esv_ml`, `image_quality`,
+    `ed_frame`, `es_frame`, `fps`, `age`, `sex`. Lists of the official division
     (`subgroup_*.txt`), in the folder or below it, give `split`.
 
     Args:
@@ -187,16 +187,14 @@ def _place(
     """Source, frame and mask of a phase; None where there is no picture of it."""
     if phase in found.pictures:
         mask = found.masks.get(phase, "")
-        return {"source": found.pictures[phase], "frame": "", "mask": mask, "mask_frame": ""}
+        return {"source": found.pictures[phase], "frame": "", "mask": mask}
     number = info.get(f"{phase.lower()}_frame")
     if "sequence" not in found.pictures or not isinstance(number, float):
         return None
-    frame = str(int(number) - 1)
     return {
         "source": found.pictures["sequence"],
-        "frame": frame,
+        "frame": str(int(number) - 1),
         "mask": found.masks.get("sequence", ""),
-        "mask_frame": frame,
     }
 
 

@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cardioray import storage
-from cardioray.data.decoding import Decoder, ImageDecoder, Inspection
+from cardioray.data.decoding import Decoder, ImageDecoder, Inspection, LabelledDecoder
 from cardioray.data.frames import READ_ERRORS
 from cardioray.data.image import ImagePreprocess
 from cardioray.data.isolation import IsolatedDecoder, IsolationConfig, isolated
 from cardioray.data.layouts import SPLITS, shown
 from cardioray.data.manifest import Manifest, check_studies
+from cardioray.data.nifti import read_labels, read_source
 from cardioray.data.splits import SplitConfig, assign_splits
 from cardioray.machine import usable_cores
 from cardioray.targets import BinaryTarget, Target
@@ -263,20 +263,34 @@ def _read_all(
         isolated(decoder, IsolationConfig(), processes=workers) as reader,
         ThreadPoolExecutor(max_workers=workers) as pool,
     ):
-        for found in pool.map(functools.partial(_read_one, reader), manifest.paths, frames):
+        masks = manifest.masks if isinstance(decoder, LabelledDecoder) else [None] * len(frames)
+        for found in pool.map(functools.partial(_read_one, reader), manifest.paths, frames, masks):
             findings.append(found)
             if on_progress is not None:
                 on_progress(len(findings), len(frames))
     return findings
 
 
-def _read_one(reader: Decoder | IsolatedDecoder, path: str, frames: str | None) -> Inspection | str:
+def _read_one(
+    reader: Decoder | IsolatedDecoder, path: str, frames: str | None, mask: str | None
+) -> Inspection | str:
     try:
-        return reader.inspect(storage.read_bytes(path), frames)
+        data = read_source(path)
+        found = reader.inspect(data, frames)
     except FileNotFoundError:
         return "does not exist"
     except READ_ERRORS as error:
         return str(error)
+    if mask is None:
+        return found
+    assert isinstance(reader, LabelledDecoder | IsolatedDecoder)
+    try:
+        reader.decode_labelled(data, read_labels(mask), frames)
+    except FileNotFoundError:
+        return f"its label map {mask} does not exist"
+    except READ_ERRORS as error:
+        return f"its label map: {error}"
+    return found
 
 
 def _duplicates(findings: Mapping[int, Inspection]) -> list[tuple[int, ...]]:

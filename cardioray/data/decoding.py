@@ -171,6 +171,12 @@ class LabelledDecoder(Decoder, Protocol):
         """
 
 
+def stored_columns(decoder: Decoder) -> tuple[str, ...]:
+    """Names of the arrays of a sample in shards: what a file gives, then its label map."""
+    labels = decoder.label_columns if isinstance(decoder, LabelledDecoder) else ()
+    return (*decoder.columns, *labels)
+
+
 @config
 class ImageDecoder:
     """Each wanted frame of a file as one picture of the model's size.

@@ -63,6 +63,11 @@ class Manifest:
         """Full path of every row's source."""
         return [resolve(self.base, source) for source in self.table["source"]]
 
+    @property
+    def masks(self) -> list[str]:
+        """Label map of every row: full path of its file, or outlines in px as JSON ("{...}")."""
+        return [m if m.startswith("{") else resolve(self.base, m) for m in self.table["mask"]]
+
     @functools.cached_property
     def content_hash(self) -> str:
         """Hash of the rows, whatever their order: 16 hex digits.

@@ -108,6 +108,16 @@ def read_source(path: str) -> bytes:
     return "\n".join([*kept, "ElementDataFile = LOCAL\n"]).encode() + pixels
 
 
+def read_labels(mask: str) -> bytes:
+    """The bytes of a label map: of its file, or the outlines themselves; see `Manifest.masks`.
+
+    Raises:
+        UnreadableImage: as `read_source`.
+        FileNotFoundError: when the file does not exist.
+    """
+    return mask.encode() if mask.startswith("{") else read_source(mask)
+
+
 def _read_nifti(data: bytes, max_pixels: int) -> tuple[NDArray[Any], tuple[float, float]]:
     import nibabel  # half a second that files of other kinds need not wait for
 

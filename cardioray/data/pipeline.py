@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from cardioray import config, storage
 from cardioray.data import cluster
-from cardioray.data.decoding import DecodedSample, Decoder
+from cardioray.data.decoding import DecodedSample, Decoder, LabelledDecoder, stored_columns
 from cardioray.data.frames import READ_ERRORS, UnreadableImage
 from cardioray.data.isolation import IsolatedDecoder, IsolationConfig, isolated
 from cardioray.data.manifest import Manifest
+from cardioray.data.nifti import read_labels, read_source
 from cardioray.data.shards import (
     FORMAT_VERSION,
     QUARANTINE,
@@ -124,7 +125,7 @@ def prepare(
         "format": FORMAT_VERSION,
         "task": task.name,
         "manifest": manifest.content_hash,
-        "sources": storage.fingerprints(manifest.paths),
+        "sources": storage.fingerprints(_files(manifest, task.decoder)),
         "decode": config.to_dict(task.decoder),
         "parts": [num_parts(len(manifest), settings.sources_per_part), settings.seed],
     }
@@ -134,7 +135,7 @@ def prepare(
         _refuse_too_many(replaced.num_bad, len(manifest), settings.max_bad, out)
         log.info("%s is up to date: %d samples.", out, replaced.num_samples)
         return ShardSet.open(out)
-    plans = _plan_parts(manifest, request_hash, settings)
+    plans = _plan_parts(manifest, task.decoder, request_hash, settings)
     writer = _WritePart(task.decoder, out, int(settings.part_mb * 1e6), settings.isolation)
     results = _run_parts(writer, plans, len(manifest), on_progress)
     bad = [row for result in results for row in result.bad]
@@ -150,13 +151,17 @@ def prepare(
 
 @dataclass(frozen=True)
 class _PartPlan:
-    """Which sources become one part, and the beginning of the names of its files."""
+    """Which sources become one part, and the beginning of the names of its files.
+
+    `masks` has the label map of each source, where the decoder wants one.
+    """
 
     number: int
     name: str
     positions: list[int]
     paths: list[str]
     frames: list[str | None]
+    masks: list[str] | None
 
 
 @dataclass
@@ -186,10 +191,19 @@ def num_parts(num_sources: int, most: int) -> int:
     return max(-(-num_sources // most), min(_FEW_TASKS, -(-num_sources // _WORTH_A_TASK)))
 
 
-def _plan_parts(manifest: Manifest, request_hash: str, settings: PrepareConfig) -> list[_PartPlan]:
+def _files(manifest: Manifest, decoder: Decoder) -> list[str]:
+    """Every file that is decoded."""
+    masks = manifest.masks if isinstance(decoder, LabelledDecoder) else []
+    return [*manifest.paths, *(mask for mask in masks if not mask.startswith("{"))]
+
+
+def _plan_parts(
+    manifest: Manifest, decoder: Decoder, request_hash: str, settings: PrepareConfig
+) -> list[_PartPlan]:
     order = np.random.default_rng(settings.seed).permutation(len(manifest))
     parts = num_parts(len(manifest), settings.sources_per_part)
     paths = manifest.paths
+    masks = manifest.masks if isinstance(decoder, LabelledDecoder) else None
     frames = [str(value) if value else None for value in manifest.table["frame"].fillna("")]
     return [
         _PartPlan(
@@ -198,6 +212,7 @@ def _plan_parts(manifest: Manifest, request_hash: str, settings: PrepareConfig) 
             positions=positions.tolist(),
             paths=[paths[i] for i in positions],
             frames=[frames[i] for i in positions],
+            masks=None if masks is None else [masks[i] for i in positions],
         )
         for number, positions in enumerate(np.array_split(order, parts))
     ]
@@ -245,19 +260,22 @@ class _WritePart:
         return {"result": text}
 
     def _write(self, plan: _PartPlan, decoder: Decoder | IsolatedDecoder) -> _PartResult:
-        result = _PartResult(plan.number, shapes={name: [] for name in self.decoder.columns})
+        columns = stored_columns(self.decoder)
+        result = _PartResult(plan.number, shapes={name: [] for name in columns})
         waiting: list[Any] = []
         size = 0
-        for position, path, frames in zip(plan.positions, plan.paths, plan.frames, strict=True):
+        masks: Sequence[str | None] = plan.masks or [None] * len(plan.paths)
+        rows = zip(plan.positions, plan.paths, plan.frames, masks, strict=True)
+        for position, path, frames, mask in rows:
             try:
-                samples = decoder.decode(storage.read_bytes(path), frames)
+                samples = _decoded(decoder, path, frames, mask)
             except READ_ERRORS as error:
                 result.bad.append((path, str(error)))
                 result.num_unfetched += not isinstance(error, _SETTLED)
                 continue
             for sample in samples:
                 # What is drawn on has the size of the source, and is not stored.
-                waiting.append({name: sample.arrays[name] for name in self.decoder.columns})
+                waiting.append({name: sample.arrays[name] for name in columns})
                 size += self._note(result, position, sample)
                 if size >= self.max_bytes:
                     self._flush(plan, result, waiting)
@@ -269,7 +287,7 @@ class _WritePart:
     def _note(self, result: _PartResult, position: int, sample: DecodedSample) -> int:
         """Write down what a sample is; the bytes of its arrays."""
         size = 0
-        for name in self.decoder.columns:
+        for name in stored_columns(self.decoder):
             array = sample.arrays[name]
             result.shapes[name].append(list(array.shape))
             size += array.nbytes
@@ -294,10 +312,22 @@ class _WritePart:
         suffix = f"-{len(result.files)}" if result.files else ""
         result.files.append(f"{plan.name}{suffix}.parquet")
         result.first_rows.append(first)
-        arrays = {name: [sample[name] for sample in waiting] for name in self.decoder.columns}
+        columns = stored_columns(self.decoder)
+        arrays = {name: [sample[name] for sample in waiting] for name in columns}
         rows = first + np.arange(len(waiting), dtype=np.int64)
         storage.write_bytes(storage.join(self.out, result.files[-1]), encode_part(arrays, rows))
         waiting.clear()
+
+
+def _decoded(
+    decoder: Decoder | IsolatedDecoder, path: str, frames: str | None, mask: str | None
+) -> list[DecodedSample]:
+    """The samples of one source, with those of its label map where there is one."""
+    data = read_source(path)
+    if mask is None:
+        return decoder.decode(data, frames)
+    assert isinstance(decoder, LabelledDecoder | IsolatedDecoder)
+    return decoder.decode_labelled(data, read_labels(mask), frames)
 
 
 def _assemble(manifest: Manifest, results: list[_PartResult]) -> pd.DataFrame:

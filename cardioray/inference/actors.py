@@ -12,12 +12,12 @@ from typing import Any, Literal
 import ray
 import torch
 
-from cardioray import storage
 from cardioray.bundle import open_bundle
 from cardioray.data import cluster
 from cardioray.data.decoding import DecodedSample, Decoder
 from cardioray.data.frames import LOST_FILES
 from cardioray.data.isolation import IsolatedDecoder, IsolationConfig
+from cardioray.data.nifti import read_source
 from cardioray.studies import open_predictor
 
 RuntimeName = Literal["auto", "openvino", "torch"]
@@ -88,7 +88,7 @@ class PredictorActor:
 
     def _decode_file(self, file: SourceFile) -> list[DecodedSample] | str:
         try:
-            data = storage.read_bytes(file.path)
+            data = read_source(file.path)
             samples = self._decoder.decode(data, file.frames or None)
         except LOST_FILES as error:
             return str(error)
