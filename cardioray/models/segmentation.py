@@ -1,0 +1,259 @@
+"""Pictures to a score for each structure at each pixel: networks of segmentation_models.pytorch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from pydantic import field_validator
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from cardioray import storage
+from cardioray.config import config
+from cardioray.models.fitting import fit_to_network
+from cardioray.models.weights import read_weights
+from cardioray.registry import Registry, unknown_name
+
+log = logging.getLogger(__name__)
+
+MASKS = "masks"
+_LIBRARY = "segmentation_models_pytorch"
+_TIMM = "tu-"  # how the library calls encoders that it takes from timm
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterInfo:
+    """What is known of a segmentation network before it is built.
+
+    Attributes:
+        name: "architecture:encoder", as in configs and leaderboards.
+        architecture: one that segmentation_models.pytorch has ("unet").
+        encoder: one that it has ("resnet34"), or "tu-" and the name of a timm model.
+    """
+
+    name: str
+    architecture: str
+    encoder: str
+
+
+SEGMENTERS: Registry[SegmenterInfo] = Registry("segmentation network")
+
+
+def _add(*names: str) -> None:
+    for name in names:
+        architecture, _, encoder = name.partition(":")
+        SEGMENTERS.add(name, SegmenterInfo(name=name, architecture=architecture, encoder=encoder))
+
+
+# One of each kind that is compared by "all"; the third is EchoEF-Net's.
+_add("unet:resnet18", "unet:resnet34", "unet:tu-efficientnet_b4", "unetplusplus:resnet18")
+_add("fpn:resnet18", "linknet:resnet18", "deeplabv3plus:resnet18", "segformer:mit_b0")
+
+
+@lru_cache(maxsize=64)
+def segmenter_info(name: str) -> SegmenterInfo:
+    """The record of a network; any architecture and encoder of the library make one.
+
+    Raises:
+        ValueError: when either is not known; lists the known ones.
+    """
+    key = name.lower()
+    if key in SEGMENTERS:
+        return SEGMENTERS.get(key)
+    architecture, colon, encoder = key.partition(":")
+    if not colon:
+        example = f"unet:{key}" if key else "unet:resnet34"
+        raise ValueError(
+            f"{unknown_name('segmentation network', name, SEGMENTERS)} Others are written "
+            f"architecture:encoder, as in {example}."
+        )
+    import segmentation_models_pytorch as smp
+    import timm
+
+    if architecture not in smp.MODEL_ARCHITECTURES_MAPPING:
+        raise unknown_name("architecture", architecture, smp.MODEL_ARCHITECTURES_MAPPING)
+    if encoder.startswith(_TIMM):
+        if not timm.is_model(encoder.removeprefix(_TIMM)):
+            raise ValueError(f"timm knows no model {encoder.removeprefix(_TIMM)!r}.")
+    elif encoder not in (known := smp.encoders.get_encoder_names()):
+        error = unknown_name("encoder", encoder, known)
+        raise ValueError(f"{error} Any model of timm works with {_TIMM} before its name.")
+    return SegmenterInfo(name=key, architecture=architecture, encoder=encoder)
+
+
+@config
+class SegmentModelConfig:
+    """A segmentation network.
+
+    Attributes:
+        backbone: "architecture:encoder"; one of `SEGMENTERS`, or any that the library has.
+        pretrained: "hub" takes the published ImageNet weights of the encoder and fails without
+            them, "auto" takes them when they can be reached and says so when not, "none" starts
+            from scratch.
+        weights: file with weights of the whole network (.safetensors), such as model.safetensors
+            of a bundle, or of its encoder; wins over `pretrained`.
+    """
+
+    backbone: str = "unet:resnet34"
+    pretrained: Literal["auto", "hub", "none"] = "auto"
+    weights: str | None = None
+
+    @field_validator("weights")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        # Trials and workers run in folders of their own.
+        return None if value is None else storage.absolute(value)
+
+    def __post_init__(self) -> None:
+        segmenter_info(self.backbone)
+
+
+class SegmentModel(nn.Module):
+    """uint8 pictures (B, S, S, C) to logits of every class at every pixel (B, K, S, S).
+
+    Normalisation is part of the module: `mean` and `std` are those of the training pictures, in
+    grey levels, and are stored with the weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, settings: SegmentModelConfig, *, channels: int, classes: int) -> None:
+        super().__init__()
+        self.info = segmenter_info(settings.backbone)
+        self.net = _build(self.info, channels, classes)
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.full((channels,), 255.0))
+
+    def initialise(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set the normalisation: of the training pictures, per channel, in grey levels."""
+        self.mean.copy_(torch.tensor(mean))
+        self.std.copy_(torch.tensor(std))
+
+    def normalise(self, pictures: Tensor) -> Tensor:
+        """(B, S, S, C) grey levels to (B, C, S, S)."""
+        return ((pictures.float() - self.mean) / self.std).permute(0, 3, 1, 2)
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """The deepest feature map of the encoder, pooled: (B, D)."""
+        deepest: Tensor = self.net.encoder(self.normalise(pictures))[-1]
+        return deepest.mean(dim=(2, 3))
+
+    def forward_with_features(self, pictures: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """What `forward` gives, and the deepest feature map of the encoder, pooled."""
+        maps = self.net.encoder(self.normalise(pictures))
+        masks = self.net.segmentation_head(self.net.decoder(maps))
+        return {MASKS: masks}, maps[-1].mean(dim=(2, 3))
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        """`masks`: logits (B, K, S, S)."""
+        return self.forward_with_features(pictures)[0]
+
+    def first_blocks(self) -> list[nn.Parameter]:
+        """The first quarter of the parameters of the encoder, in the order of its layers.
+
+        Encoders of so many makers have no name for their first blocks in common.
+        """
+        every = list(self.net.encoder.parameters())
+        return every[: max(1, len(every) // 4)]
+
+
+def _build(info: SegmenterInfo, channels: int, classes: int) -> Any:
+    import segmentation_models_pytorch as smp
+
+    return smp.create_model(
+        info.architecture,
+        encoder_name=info.encoder,
+        encoder_weights=None,
+        in_channels=channels,
+        classes=classes,
+    )
+
+
+def segment_starting_weights(settings: SegmentModelConfig, channels: int, cache: str) -> str | None:
+    """Decide once, before any worker starts, where a run's first weights come from.
+
+    Args:
+        settings: the network, and where its weights may come from.
+        channels: channels of the input; published RGB kernels are summed for one.
+        cache: folder or prefix for weights that were fetched.
+
+    Returns:
+        A .safetensors path, or None for a start from scratch.
+
+    Raises:
+        ValueError: when `pretrained` is "hub" and there are none or they cannot be fetched, or when
+            the file named by `weights` does not fit.
+    """
+    info = segmenter_info(settings.backbone)
+    if settings.weights is not None:
+        state = read_weights(settings.weights)
+        with torch.device("meta"):
+            model = SegmentModel(settings, channels=channels, classes=_classes_of(state))
+        _fitted(model, state, settings.weights)
+        return settings.weights
+    if settings.pretrained == "none":
+        return None
+    path = storage.join(cache, f"{info.encoder}-{channels}ch-imagenet.safetensors")
+    if storage.exists(path):
+        return path
+    reason = _fetch(info, channels, path)
+    if reason is None:
+        return path
+    if settings.pretrained == "hub":
+        raise ValueError(
+            f"{reason}; pass model.weights=FILE, or model.pretrained=none to start from scratch."
+        )
+    log.warning("%s: training starts from scratch, the frozen stage is left out.", reason)
+    return None
+
+
+def load_segment_weights(model: SegmentModel, path: str) -> None:
+    """Load the network, or its encoder where the file has that alone.
+
+    Raises:
+        ValueError: when the file does not fit.
+    """
+    part, state = _fitted(model, read_weights(path), path)
+    part.load_state_dict(state)
+
+
+def _fitted(
+    model: SegmentModel, state: dict[str, Tensor], source: str
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The part of a model that a file has weights for, and these by its names."""
+    whole = any("decoder." in key for key in state)
+    part = model.net if whole else model.net.encoder
+    return part, fit_to_network(part, state, source, _LIBRARY)
+
+
+def _classes_of(state: dict[str, Tensor]) -> int:
+    """Classes that the network of a file tells apart; 1 where it has an encoder alone."""
+    heads = [v for key, v in state.items() if key.endswith("segmentation_head.0.bias")]
+    return len(heads[0]) if heads else 1
+
+
+def _fetch(info: SegmenterInfo, channels: int, path: str) -> str | None:
+    """Fetch published weights of an encoder to a file; why not, or None where it is there now."""
+    import httpx
+    import segmentation_models_pytorch as smp
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
+    what = f"the ImageNet weights of the encoder {info.encoder}"
+    try:
+        if not HF_HUB_OFFLINE:
+            # One short request first: the hub's client retries for a minute without a network.
+            httpx.head(ENDPOINT, timeout=5.0)
+        encoder = smp.encoders.get_encoder(info.encoder, in_channels=channels, weights="imagenet")
+    except KeyError:
+        return f"nobody publishes {what}"
+    except (httpx.HTTPError, OSError, RuntimeError) as error:
+        return f"{what} cannot be had from {ENDPOINT} ({type(error).__name__})"
+    state = {key: value.contiguous() for key, value in encoder.state_dict().items()}
+    storage.write_bytes(path, save(state))
+    return None
