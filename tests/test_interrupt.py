@@ -11,11 +11,14 @@ import pytest
 import ray
 import tiny_training as tiny
 from drivers import driver, interrupted
+from ray.exceptions import ActorDiedError
 from ray.train import UserCallback
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from safetensors.torch import save_file
 
 from cardioray.tasks.base import Task
+from cardioray.training import controller
+from cardioray.training.controller import EndWhenWrittenOff
 from cardioray.training.run import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -50,6 +53,33 @@ def test_an_interrupted_training_says_so_and_keeps_its_checkpoints(
     assert "The same command goes on" in log.read_text()
     assert not (out / "run" / "outcome.json").exists()
     assert kept()
+
+
+@ray.remote(num_cpus=0)
+class Controller:
+    """What Ray Train tells of workers that raised."""
+
+    def hear_of_an_error(self, taken_for_dead: bool) -> str:
+        if taken_for_dead:
+            controller.is_dead = lambda actor_id: actor_id == self.id()
+        EndWhenWrittenOff().after_exception(None, {0: RuntimeError("gone")})
+        return "goes on"
+
+    def id(self) -> str:
+        return str(ray.get_runtime_context().get_actor_id())
+
+
+def test_a_controller_that_counts_as_dead_starts_no_workers(ray_local: None) -> None:
+    alive = Controller.remote()
+    assert ray.get(alive.hear_of_an_error.remote(taken_for_dead=False)) == "goes on"
+    number = ray.get(alive.id.remote())
+    assert not controller.is_dead(number)
+    ray.kill(alive)
+    tiny.wait_for(lambda: controller.is_dead(number))
+    doomed = Controller.remote()
+    with pytest.raises(ActorDiedError):
+        ray.get(doomed.hear_of_an_error.remote(taken_for_dead=True))
+    assert not controller.is_dead(None)
 
 
 class CountingExceptions(UserCallback):  # type: ignore[misc]

@@ -87,7 +87,7 @@ def read_echo_manifest(
     base = path.rsplit("/", 1)[0] or "/"
     is_list = path.rsplit("/", 1)[-1].lower() == _FILE_LIST
     if is_list and patient_from is None and "patient_id" not in table:
-        table["patient_id"] = [_stem(as_text(name)) for name in table["source"]]
+        table["patient_id"] = [video_stem(as_text(name)) for name in table["source"]]
         warnings.append(
             "Every video counts as a patient of its own, as they are in EchoNet-Dynamic. Where "
             "that is not so, add a column patient_id to FileList.csv."
@@ -100,6 +100,11 @@ def read_echo_manifest(
     if is_list:
         table = _with_tracings(table, base, warnings)
     return finish_manifest(table, base, targets, patient_from, warnings)
+
+
+def find_tracings(files: Sequence[str]) -> str | None:
+    """VolumeTracings.csv, in any case, of the files of a folder."""
+    return next((file for file in files if file.lower() == _TRACINGS), None)
 
 
 def read_tracings(path: str, warnings: list[str] | None = None) -> pd.DataFrame:
@@ -153,23 +158,30 @@ def read_tracings(path: str, warnings: list[str] | None = None) -> pd.DataFrame:
                 f"{path}, row {table.index[first] + 1}: {column}={value!r} is no {what}."
             )
         table = table.assign(**{column: numbers})
-    table = table.assign(name=[_stem(as_text(name)) for name in table["filename"]])
+    table = table.assign(name=[video_stem(as_text(name)) for name in table["filename"]])
     return table[["name", "frame", *columns[1:-1]]].astype({"frame": int}).reset_index(drop=True)
 
 
-def traced_area(rows: pd.DataFrame) -> float:
-    """Area in px^2 inside the tracing of one frame: its contour, or its chords' ends in order."""
+def traced_outline(rows: pd.DataFrame) -> NDArray[np.float64]:
+    """Outline of the cavity in the tracing of one frame, its contour or the ends of its chords.
+
+    Returns:
+        (N, 2) in px, x before y.
+    """
     if "x" in rows:
-        outline = rows[["x", "y"]].to_numpy(float)
-    else:
-        chords = rows.iloc[1:]
-        left, right = chords[["x1", "y1"]].to_numpy(float), chords[["x2", "y2"]].to_numpy(float)
-        outline = np.concatenate([left, right[::-1]])
-    x, y = outline.T
+        return rows[["x", "y"]].to_numpy(float)
+    chords = rows.iloc[1:]  # the first line is the long axis
+    left, right = chords[["x1", "y1"]].to_numpy(float), chords[["x2", "y2"]].to_numpy(float)
+    return np.concatenate([left, right[::-1]])
+
+
+def traced_area(rows: pd.DataFrame) -> float:
+    """Area in px^2 inside the tracing of one frame."""
+    x, y = traced_outline(rows).T
     return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
 
 
-def _stem(name: str) -> str:
+def video_stem(name: str) -> str:
     """File name without folder and video ending; dots of another meaning, as in a UID, stay."""
     name = PurePosixPath(name).name
     ending = next((suffix for suffix in _SUFFIXES if name.lower().endswith(suffix)), "")
@@ -310,7 +322,7 @@ def _found_videos(column: pd.Series, base: str, path: str) -> list[str]:
         name = file.rsplit("/", 1)[-1]
         by_name[name] = file
         if name.lower().endswith(_SUFFIXES):
-            by_name[_stem(name)] = file
+            by_name[video_stem(name)] = file
     found = [
         name
         if not name or name in known or storage.is_remote(name) or name.startswith("/")
@@ -328,10 +340,10 @@ def _found_videos(column: pd.Series, base: str, path: str) -> list[str]:
 
 def _with_tracings(table: pd.DataFrame, base: str, warnings: list[str]) -> pd.DataFrame:
     """Add the traced frames: of the two, end diastole is the one with the larger area."""
-    tracings = [file for file in relative_files(base) if file.lower() == _TRACINGS]
-    if not tracings:
+    tracings = find_tracings(relative_files(base))
+    if tracings is None:
         return table
-    lines = read_tracings(storage.join(base, tracings[0]), warnings)
+    lines = read_tracings(storage.join(base, tracings), warnings)
     frames: dict[str, tuple[int, int]] = {}
     for name, own in lines.groupby("name", sort=False):
         areas = {
@@ -345,7 +357,7 @@ def _with_tracings(table: pd.DataFrame, base: str, warnings: list[str]) -> pd.Da
                 max(areas, key=lambda f: areas[f]),
                 min(areas, key=lambda f: areas[f]),
             )
-    stems = [_stem(source) for source in table["source"]]
+    stems = [video_stem(source) for source in table["source"]]
     untraced = sum(stem not in frames for stem in stems)
     if untraced:
         warnings.append(f"{untraced} of {len(stems)} videos have no tracing of two frames.")

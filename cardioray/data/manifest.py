@@ -87,7 +87,11 @@ def resolve(base: str, source: str) -> str:
 
 
 def read_manifest(
-    data: str, targets: Sequence[Target], *, patient_from: str | None = None
+    data: str,
+    targets: Sequence[Target],
+    *,
+    patient_from: str | None = None,
+    needs_label: bool = True,
 ) -> Manifest:
     """Read a table of samples, a folder per class, or DICOM files with a table of labels.
 
@@ -100,6 +104,7 @@ def read_manifest(
             kept where it has a label of any of them.
         patient_from: regular expression searched in each file name; its group "patient", or its
             first group, is the patient. For data that do not name the patient otherwise.
+        needs_label: leave out rows without a label of any target, and refuse data that lack one.
 
     Raises:
         ValueError: when the data are none of these, or a row is wrong; names the rows.
@@ -119,7 +124,7 @@ def read_manifest(
             find_patients = functools.partial(_match_patients, pattern=patient_from)
             patient_from = None
         table, warnings = join_dicom_labels(table, base, find_patients)
-    return finish_manifest(table, base, targets, patient_from, warnings)
+    return finish_manifest(table, base, targets, patient_from, warnings, needs_label=needs_label)
 
 
 def study_ids(table: pd.DataFrame) -> pd.Series[str]:
@@ -174,6 +179,8 @@ def finish_manifest(
     targets: Sequence[Target],
     patient_from: str | None,
     warnings: list[str],
+    *,
+    needs_label: bool = True,
 ) -> Manifest:
     """Check and complete the columns of a table however it was read; see `read_manifest`.
 
@@ -183,6 +190,7 @@ def finish_manifest(
         targets: the labels.
         patient_from: regular expression that finds the patient in a file name.
         warnings: what its reader noticed; more may be added.
+        needs_label: as for `read_manifest`.
 
     Raises:
         ValueError: when a row is wrong; names it.
@@ -196,11 +204,7 @@ def finish_manifest(
     _normalise_splits(table)
     if "study_id" in table and (table["study_id"] == "").all():
         del table["study_id"]
-    labels = {target.name: np.isfinite(target.encode(table)) for target in targets}
-    for name, known in labels.items():
-        if not known.any():
-            raise ValueError(f"No row of the manifest has a label or value for {name!r}.")
-    labelled = np.any(list(labels.values()), axis=0)
+    labelled = _labelled(table, targets) if needs_label else np.ones(len(table), bool)
     nameless = _fill_patients(table, base, patient_from)
     if nameless:
         warnings.append(
@@ -216,6 +220,15 @@ def finish_manifest(
     first = [column for column in TEXT_COLUMNS if column in table]
     table = table[[*first, *(column for column in table if column not in first)]]
     return Manifest(table=table, base=base, patients_known=not nameless, warnings=tuple(warnings))
+
+
+def _labelled(table: pd.DataFrame, targets: Sequence[Target]) -> NDArray[np.bool_]:
+    """Which rows have a label of any target; refuses a target that no row has one of."""
+    labels = {target.name: np.isfinite(target.encode(table)) for target in targets}
+    for name, known in labels.items():
+        if not known.any():
+            raise ValueError(f"No row of the manifest has a label or value for {name!r}.")
+    return np.asarray(np.any(list(labels.values()), axis=0))
 
 
 def _refuse_rows(wrong: Iterable[bool], what: str) -> None:

@@ -54,6 +54,26 @@ class EndOnValueError(UserCallback):  # type: ignore[misc]
                 raise error
 
 
+class EndWhenWrittenOff(UserCallback):  # type: ignore[misc]
+    """Ends a controller that the cluster counts as dead, before it starts workers again.
+
+    When a trial is stopped, its controller dies with it. The workers may be gone first, and for a
+    fraction of a second the controller takes that for a failure. The CPUs that it asked for then
+    would belong to nobody: Ray gives back what an actor holds when it hears of its death, which it
+    has by then, and every later trial would wait for ever.
+    """
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray Train."""
+        if is_dead(ray.get_runtime_context().get_actor_id()):
+            os._exit(1)
+
+
+def is_dead(actor_id: str | None) -> bool:
+    """Whether the cluster counts an actor as dead, be its process still there."""
+    return actor_id is not None and ray._private.state.actors(actor_id).get("State") == "DEAD"
+
+
 @dataclass
 class TorchGroup(BackendConfig):  # type: ignore[misc]
     """Has the workers of a run set up `torch.distributed` among them.

@@ -25,7 +25,12 @@ from cardioray.data.reading import pixel_statistics, read_rows
 from cardioray.data.shards import ShardSet
 from cardioray.targets import BinaryTarget, RegressionTarget
 from cardioray.tasks.base import TASKS, Task, encode_labels
-from cardioray.training.controller import EndOnValueError, TorchGroup, run_plan
+from cardioray.training.controller import (
+    EndOnValueError,
+    EndWhenWrittenOff,
+    TorchGroup,
+    run_plan,
+)
 from cardioray.training.outcome import CONFIG, WEIGHTS_CACHE, Outcome, read_outcome
 from cardioray.training.plan import SCORED_SPLITS, TrainPlan
 from cardioray.training.progress import STARTING
@@ -103,7 +108,7 @@ def train(
     storage.write_bytes(storage.join(folder, CONFIG), text.encode())
     if progress is not None:
         progress.update.remote(name, {"status": STARTING})
-    trainer = _trainer(run, plan, out, name, [*callbacks, EndOnValueError()])
+    trainer = _trainer(run, plan, out, name, [*callbacks, EndWhenWrittenOff(), EndOnValueError()])
     trainer.called_off = called_off
     try:
         fit(trainer)
