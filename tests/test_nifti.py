@@ -168,6 +168,7 @@ def claims(shape: tuple[int, ...]) -> bytes:
         (b"NDims = 2\nDimSize = 4 5\n", "does not say where its pixels are"),
         (b"NDims = 2\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n", "DimSize"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",  # packed bytes hold the time
 )
 def test_what_cannot_be_read_says_why(data: bytes, reason: str) -> None:
     with pytest.raises(UnreadableImage, match=reason):
