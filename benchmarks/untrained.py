@@ -106,7 +106,7 @@ def _export(run: RunConfig, shards: ShardSet, split: pd.Series[str], out: Path) 
             split=split,
             weights=model.state_dict(),
             statistics=plan.statistics,
-            predictions=score_plan(plan, model.state_dict()),
+            predictions=score_plan(plan, model.state_dict()).predictions,
             calibration_predictions=None,
             log=None,
             name=out.name,

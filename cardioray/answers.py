@@ -104,10 +104,10 @@ def number_answer(
     point: RegressionOperatingPoint, unit: str, frames: NDArray[np.floating[Any]]
 ) -> dict[str, Any]:
     """The answer in numbers from what the network says of the frames (N,)."""
-    value = np.array([frames.mean(dtype=np.float64)])
-    low, high = point.bounds(value)
+    raw = np.array([frames.mean(dtype=np.float64)])
+    low, high = point.bounds(raw)
     return {
-        "value": float(value[0]),
+        "value": float(point.value(raw)[0]),
         "low": float(low[0]),
         "high": float(high[0]),
         "unit": unit,

@@ -85,7 +85,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         split=split,
         weights=weights,
         statistics=plan.statistics,
-        predictions=score_plan(plan, weights),
+        predictions=score_plan(plan, weights).predictions,
         calibration_predictions=None,
         log=None,
         name="random",

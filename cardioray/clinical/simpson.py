@@ -87,6 +87,7 @@ def measure_cavity(
     if annulus is not None:
         base = annulus.mean(axis=0)
         apex = _farthest(outline, base, spacing)
+        base = _moved_out(base, base - apex, spacing)
     else:
         base, apex = _principal_ends(mask, outline, spacing)
     axis = (apex - base) * spacing
@@ -201,8 +202,14 @@ def _farthest(outline: Floats, point: Floats, spacing: Floats) -> Floats:
     ways = (outline - point) * spacing
     distances = np.hypot(*ways.T)
     most = int(np.argmax(distances))
-    outward = ways[most] / max(distances[most], 1e-9)
-    return np.asarray(outline[most] + _rim(outward, spacing) * outward / spacing)
+    return _moved_out(outline[most], outline[most] - point, spacing)
+
+
+def _moved_out(point: Floats, way: Floats, spacing: Floats) -> Floats:
+    """A point moved along a way in px, from the middle of its pixel to the edge."""
+    outward = way * spacing
+    outward = outward / max(float(np.hypot(*outward)), 1e-9)
+    return np.asarray(point + _rim(outward, spacing) * outward / spacing)
 
 
 def _rim(direction: Floats, spacing: Floats) -> float:

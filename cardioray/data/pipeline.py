@@ -161,7 +161,7 @@ class _PartPlan:
     positions: list[int]
     paths: list[str]
     frames: list[str | None]
-    masks: list[str] | None
+    masks: list[str] | None = None
 
 
 @dataclass
@@ -179,6 +179,7 @@ class _PartResult:
     height: list[int] = field(default_factory=list)
     width: list[int] = field(default_factory=list)
     array_sha256: list[str] = field(default_factory=list)
+    label_sha256: list[str] = field(default_factory=list)
     facts: dict[str, list[float]] = field(default_factory=dict)
     shapes: dict[str, list[list[int]]] = field(default_factory=dict)
     array_bytes: int = 0
@@ -298,6 +299,8 @@ class _WritePart:
         for name, value in sample.facts.items():
             result.facts.setdefault(name, []).append(value)
         result.array_sha256.append(sample.digest(self.decoder.columns))
+        if isinstance(self.decoder, LabelledDecoder):
+            result.label_sha256.append(sample.digest(self.decoder.label_columns))
         result.array_bytes += size
         return size
 
@@ -340,6 +343,8 @@ def _assemble(manifest: Manifest, results: list[_PartResult]) -> pd.DataFrame:
         piece["height_px"] = result.height
         piece["width_px"] = result.width
         piece["array_sha256"] = result.array_sha256
+        if result.label_sha256:
+            piece["label_sha256"] = result.label_sha256
         for name, values in result.facts.items():
             piece[name] = values
         pieces.append(piece)
@@ -382,9 +387,10 @@ def _index(
     results: list[_PartResult],
     samples: pd.DataFrame,
 ) -> ShardIndex:
-    identity = samples[["sample_id", "patient_id", "array_sha256"]].sort_values("sample_id")
+    contents = [name for name in ("array_sha256", "label_sha256") if name in samples]
+    identity = samples[["sample_id", "patient_id", *contents]].sort_values("sample_id")
     columns: dict[str, list[int] | None] = {}
-    for name in task.decoder.columns:
+    for name in stored_columns(task.decoder):
         shapes = {tuple(shape) for result in results for shape in result.shapes[name]}
         columns[name] = list(shapes.pop()) if len(shapes) == 1 else None
     return ShardIndex(

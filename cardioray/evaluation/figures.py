@@ -66,6 +66,10 @@ class Figures:
         return {"n": self.n, **self.counts, **figures, "undefined": dict(self.undefined)}
 
 
+# Beginning of the names of figures that are made without calibration.
+RAW = "raw_"
+
+
 def decide(
     table: pd.DataFrame, operating_point: BinaryOperatingPoint | RegressionOperatingPoint
 ) -> pd.DataFrame:
@@ -73,13 +77,18 @@ def decide(
 
     Returns:
         For a binary target with the columns `probability`, `positive`, `uncertain`, `covered`
-        (the conformal set holds the label); for a regression target with `width`, `covered`.
+        (the conformal set holds the label); for a regression target with `value` (calibrated),
+        `width`, `covered`.
     """
     scores = table["score"].to_numpy()
     if isinstance(operating_point, RegressionOperatingPoint):
         low, high = operating_point.bounds(scores)
         label = table["label"].to_numpy()
-        return table.assign(width=high - low, covered=(low <= label) & (label <= high))
+        return table.assign(
+            value=operating_point.value(scores),
+            width=high - low,
+            covered=(low <= label) & (label <= high),
+        )
     answers = operating_point.decide(scores)
     truth = table["label"].to_numpy() == 1
     return table.assign(
@@ -116,10 +125,12 @@ def regression_figures(
     """Figures of decided rows of a predicted number.
 
     Beside those of `regression_statistics`: `mae_of_mean`, the error of whoever always says the
-    mean of these labels, and `auc_below_<cutoff>`, how well the number tells the rows below each
-    cut-off.
+    mean of these labels; `auc_below_<cutoff>`, how well the number tells the rows below each
+    cut-off; and, where numbers are calibrated, `raw_<name>`, the figures without that.
     """
-    labels, scores = table["label"].to_numpy(float), table["score"].to_numpy(float)
+    labels, scores = table["label"].to_numpy(float), table["value"].to_numpy(float)
+    uncalibrated = table["score"].to_numpy(float)
+    calibrated = not np.array_equal(scores, uncalibrated)
     point = regression_metrics(labels, scores)
     below = {cutoff: (labels < cutoff).astype(float) for cutoff in cutoffs}
     divided = {cutoff: low for cutoff, low in below.items() if 0 < low.sum() < len(low)}
@@ -130,6 +141,9 @@ def regression_figures(
         values["mae_of_mean"] = weights @ blind / weights.sum(axis=1)
         for cutoff, low in divided.items():
             values[f"auc_below_{cutoff:g}"] = auc_statistic(low, -scores, weights)
+        if calibrated:
+            raw = regression_statistics(labels, uncalibrated, weights)
+            values |= {f"{RAW}{name}": found for name, found in raw.items()}
         return values
 
     missing = {

@@ -285,14 +285,15 @@ def _compare(
     Scores of networks of different folds are not ranked together: a shift between the folds of one
     model would pass for a difference between the models.
     """
-    both = winner[[*_STUDY, "label", "score"]].merge(
-        other[[*_STUDY, "score"]], on=_STUDY, suffixes=("_winner", "_other")
+    said = "score" if isinstance(target, BinaryTarget) else "value"
+    both = winner[[*_STUDY, "label", said]].merge(
+        other[[*_STUDY, said]], on=_STUDY, suffixes=("_winner", "_other")
     )
     if both.empty:
         nothing = Interval(math.nan, math.nan, math.nan)
         return PairedTest(nothing, math.nan, "none (no study in common)")
     labels = both["label"].to_numpy()
-    first, second = both["score_winner"].to_numpy(), both["score_other"].to_numpy()
+    first, second = both[f"{said}_winner"].to_numpy(), both[f"{said}_other"].to_numpy()
     binary = isinstance(target, BinaryTarget)
     folds = both["fold"].to_numpy()
     groups = folds if len(np.unique(folds)) > 1 else None

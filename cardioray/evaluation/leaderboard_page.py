@@ -109,8 +109,8 @@ def _draw(leaderboard: Leaderboard) -> list[Picture]:
             title = f"{name}: confusion matrix"
             add("Confusion matrices, per study", title, f"confusion_{name}", figure)
         else:
-            scores, unit = row.studies["score"], leaderboard.target.unit
-            figure = plots.scatter_plot(labels, scores, name, unit)
+            values, unit = row.studies["value"], leaderboard.target.unit
+            figure = plots.scatter_plot(labels, values, name, unit)
             title = f"{name}: predicted and true"
             add("Predicted and true, per study", title, f"scatter_{name}", figure)
     return pictures

@@ -15,8 +15,15 @@ from cardioray.clinical.calibration import (
     Calibration,
     ConformalBinary,
     ConformalInterval,
+    NoCalibration,
     calibrate_out_of_fold,
     fit_calibration,
+)
+from cardioray.clinical.number_calibration import (
+    NUMBER_CALIBRATIONS,
+    NumberCalibration,
+    calibrate_numbers_out_of_fold,
+    fit_number_calibration,
 )
 from cardioray.config import config, parse, to_dict
 from cardioray.evaluation.predictions import check_predictions, per_study, select_split
@@ -100,11 +107,12 @@ class BinaryOperatingPoint(OperatingPoint):
 
 @config
 class RegressionOperatingPoint(OperatingPoint):
-    """How far a predicted number can be off; fitted on calibration patients.
+    """How a predicted number becomes an answer; fitted on calibration patients.
 
     Attributes:
         target: name of the target.
-        conformal: split-conformal interval around the prediction.
+        calibration: map from the predicted number to the answer.
+        conformal: split-conformal interval around the answer.
         low: lowest possible value of the target; None where there is none.
         high: highest possible value of the target; None where there is none.
         patients: calibration patients.
@@ -113,17 +121,28 @@ class RegressionOperatingPoint(OperatingPoint):
 
     kind: Literal["regression"] = "regression"
     target: str
+    calibration: NumberCalibration = NoCalibration()
     conformal: ConformalInterval
     low: float | None = None
     high: float | None = None
     patients: int
     studies: int
 
+    def value(self, predictions: ArrayLike) -> Floats:
+        """The calibrated number for each prediction, within the target's range if it is changed."""
+        raw = np.asarray(predictions, dtype=float)
+        if self.calibration.kind == "none":
+            return raw
+        return np.clip(self.calibration.apply(raw), *self._range)
+
     def bounds(self, predictions: ArrayLike) -> tuple[Floats, Floats]:
-        """Lower and upper bound for each prediction, within the target's range."""
+        """Lower and upper bound of the answer for each prediction, within the target's range."""
+        return self.conformal.interval(self.value(predictions), *self._range)
+
+    @property
+    def _range(self) -> tuple[float, float]:
         low = -np.inf if self.low is None else self.low
-        high = np.inf if self.high is None else self.high
-        return self.conformal.interval(predictions, low, high)
+        return low, np.inf if self.high is None else self.high
 
 
 @overload
@@ -169,7 +188,8 @@ def fit_operating_point(
             split "calibration" are used and the others ignored.
         target: what the label means.
         rule: threshold rule, such as "youden" or "sensitivity:0.90"; binary targets only.
-        calibration: "none", "platt", "temperature" or "isotonic"; binary targets only.
+        calibration: of probabilities "none", "platt", "temperature" or "isotonic"; of numbers
+            "linear" or "isotonic", and any other name leaves them as they are.
         alpha: share of patients whose truth may be outside the conformal set or interval.
         seed: of the cross-fitting.
 
@@ -182,9 +202,13 @@ def fit_operating_point(
     labels, scores = studies["label"].to_numpy(), studies["score"].to_numpy()
     patients = studies["patient_id"].nunique()
     if isinstance(target, RegressionTarget):
+        method = calibration if calibration in NUMBER_CALIBRATIONS else "none"
+        owners = studies["patient_id"]
+        held_out = calibrate_numbers_out_of_fold(method, labels, scores, owners, seed=seed)
         return RegressionOperatingPoint(
             target=target.name,
-            conformal=ConformalInterval.fit(labels, scores, alpha),
+            calibration=fit_number_calibration(method, labels, scores),
+            conformal=ConformalInterval.fit(labels, held_out, alpha),
             low=target.low,
             high=target.high,
             patients=patients,

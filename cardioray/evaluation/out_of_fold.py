@@ -27,7 +27,7 @@ class FittingSettings:
 
     Attributes:
         rule: threshold rule, binary targets only.
-        calibration: calibration method, binary targets only.
+        calibration: calibration method; see `fit_operating_point`.
         alpha: of the conformal sets.
         seed: of cross-fitting.
     """
@@ -41,11 +41,8 @@ class FittingSettings:
         self, rows: pd.DataFrame, target: BinaryTarget | RegressionTarget
     ) -> BinaryOperatingPoint | RegressionOperatingPoint:
         """Fit on all rows given, whatever their split."""
-        rows = rows.assign(split="calibration")
-        if isinstance(target, RegressionTarget):
-            return fit_operating_point(rows, target, alpha=self.alpha, seed=self.seed)
         return fit_operating_point(
-            rows,
+            rows.assign(split="calibration"),
             target,
             rule=self.rule,
             calibration=self.calibration,

@@ -16,6 +16,7 @@ from rich.table import Table
 from cardioray import storage
 from cardioray.evaluation import plots
 from cardioray.evaluation.figures import (
+    RAW,
     Figures,
     Resampling,
     binary_figures,
@@ -291,14 +292,7 @@ def write_plots(
     studies = decide(per_study(select_split(everything, split)), operating_point)
     labels, scores = studies["label"].to_numpy(), studies["score"].to_numpy()
     if isinstance(target, RegressionTarget):
-        figures = {
-            "scatter": plots.scatter_plot(labels, scores, target.name, target.unit),
-            "bland_altman": plots.bland_altman_plot(labels, scores, target.name, target.unit),
-        }
-        if target.cutoffs:
-            figures["error_by_band"] = plots.error_by_band_plot(
-                labels, scores, target.cutoffs, target.name, target.unit
-            )
+        figures = number_plots(studies, target)
     else:
         assert isinstance(operating_point, BinaryOperatingPoint)
         probability, threshold = studies["probability"].to_numpy(), operating_point.threshold
@@ -326,8 +320,30 @@ def write_plots(
     return paths
 
 
+def number_plots(studies: pd.DataFrame, target: RegressionTarget) -> dict[str, Any]:
+    """Plots of decided studies; where numbers are calibrated, of both."""
+    labels, values = studies["label"].to_numpy(), studies["value"].to_numpy()
+    raw = studies["score"].to_numpy()
+    name, unit = target.name, target.unit
+    figures = {
+        "scatter": plots.scatter_plot(labels, values, name, unit),
+        "bland_altman": plots.bland_altman_plot(labels, values, name, unit),
+    }
+    if target.cutoffs:
+        figures["error_by_band"] = plots.error_by_band_plot(
+            labels, values, target.cutoffs, name, unit
+        )
+    if not np.array_equal(values, raw):
+        before = f"{name}, not calibrated"
+        figures["scatter_raw"] = plots.scatter_plot(labels, raw, before, unit)
+        figures["bland_altman_raw"] = plots.bland_altman_plot(labels, raw, before, unit)
+    return figures
+
+
 def title_of(name: str) -> str:
     """How a figure is named where people read it."""
+    if name.startswith(RAW):
+        return f"{title_of(name.removeprefix(RAW))}, not calibrated"
     if name.startswith(_AUC_BELOW):
         return f"AUC for below {name.removeprefix(_AUC_BELOW)}"
     return _TITLES.get(name, name.replace("_", " ").capitalize())

@@ -26,6 +26,7 @@ from cardioray.evaluation.report import (
     Evaluation,
     evaluate,
     evaluate_decisions,
+    number_plots,
     print_evaluation,
     title_of,
     write_plots,
@@ -229,10 +230,7 @@ def _write_table_plots(
     studies = decided.studies
     labels, scores = studies["label"].to_numpy(), studies["score"].to_numpy()
     if isinstance(target, RegressionTarget):
-        figures = {
-            "scatter": plots.scatter_plot(labels, scores, target.name, target.unit),
-            "bland_altman": plots.bland_altman_plot(labels, scores, target.name, target.unit),
-        }
+        figures = number_plots(studies, target)
     else:
         auc = patient_bootstrap(
             studies, lambda weights: {"auc": auc_statistic(labels, scores, weights)}

@@ -23,7 +23,7 @@ from cardioray.data.manifest import Manifest, study_ids
 from cardioray.data.sampling import Sampler, Whole
 from cardioray.data.splits import SplitConfig
 from cardioray.evaluation.metrics import binary_metrics, regression_metrics
-from cardioray.evaluation.predictions import check_predictions, per_study
+from cardioray.evaluation.predictions import ONE_WINDOW, check_predictions, per_study
 from cardioray.evaluation.thresholds import parse_rule
 from cardioray.registry import Registry
 from cardioray.targets import BinaryTarget, RegressionTarget
@@ -73,6 +73,48 @@ class LabelStatistics:
     deviations: Mapping[str, float]
     pixel_mean: tuple[float, ...] = ()
     pixel_std: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredRows:
+    """What a network says of some rows of shards.
+
+    Attributes:
+        samples: their rows of the table of the shards, ascending.
+        split: the split that they are of.
+        labels: per target one number a row, NaN where it is missing.
+        measures: what `Task.measures` gave, by name, each (N, ...); of rows that are seen by
+            windows, the mean over them.
+        one_window: the same of the middle window alone; empty for rows that are seen whole.
+    """
+
+    samples: pd.DataFrame
+    split: str
+    labels: Mapping[str, NDArray[np.float32]]
+    measures: Mapping[str, NDArray[Any]]
+    one_window: Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What becomes of scored rows.
+
+    Attributes:
+        predictions: one row a sample and target that has a label; see `check_predictions`.
+        parts: where an answer is made of several samples, what is known of each; else None.
+    """
+
+    predictions: pd.DataFrame
+    parts: pd.DataFrame | None = None
+
+    @classmethod
+    def joined(cls, tables: Sequence[Tables]) -> Tables:
+        """The tables of several splits as one."""
+        parts = [table.parts for table in tables if table.parts is not None]
+        return cls(
+            pd.concat([table.predictions for table in tables], ignore_index=True),
+            pd.concat(parts, ignore_index=True) if parts else None,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +173,13 @@ class Task(ABC):
     searched: ClassVar[Mapping[str, str]] = {}
     # Windows of samples that go through the network at a time when it only answers.
     max_batch: ClassVar[int] = 32
+    # Whether what is learned is the numbers and classes of the targets; elsewhere, it is arrays of
+    # the shards, and targets are what answers are judged by.
+    learns_from_labels: ClassVar[bool] = True
+    # Numbers of the table of the shards that batches bring along.
+    carried: ClassVar[tuple[str, ...]] = ()
+    # Arrays of the shards, of any shape, that scores of a finished training are measured against.
+    references: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, settings: Any) -> None:
         assert isinstance(settings, self.settings_type)
@@ -193,6 +242,16 @@ class Task(ABC):
     def columns(self) -> tuple[str, ...]:
         """Arrays that the network takes, in order."""
         return self.sampler.columns
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """Arrays of the shards that training reads; by default those that a file gives."""
+        return self.decoder.columns
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what the network gives beside its features; by default those of the targets."""
+        return tuple(target.name for target in self.targets)
 
     def input_shapes(
         self, stored: Mapping[str, Sequence[int] | None]
@@ -274,16 +333,56 @@ class Task(ABC):
     def scores(self, outputs: Outputs, statistics: LabelStatistics) -> dict[str, Tensor]:
         """Per target what the predictions table holds: a probability or a number, (B,)."""
 
-    def validation_figures(self, table: pd.DataFrame) -> dict[str, float]:
+    def measures(
+        self,
+        outputs: Outputs,
+        batch: Batch,
+        statistics: LabelStatistics,
+        references: Mapping[str, NDArray[Any]] | None = None,
+    ) -> dict[str, Tensor]:
+        """Per sample what its rows of the tables are made of; by default its scores.
+
+        Args:
+            outputs: of the network.
+            batch: what it was given, with labels and carried numbers.
+            statistics: of the training labels.
+            references: the arrays that `references` names, for the scores of a finished training.
+        """
+        return self.scores(outputs, statistics)
+
+    def tables(self, scored: ScoredRows) -> Tables:
+        """Predictions of some rows; a second head learns from fewer of them."""
+        samples = scored.samples
+        pieces = []
+        for target in self.targets:
+            piece = pd.DataFrame(
+                {
+                    "sample_id": samples["sample_id"].to_numpy(),
+                    "patient_id": samples["patient_id"].to_numpy(),
+                    "study_id": self.studies(samples).to_numpy(),
+                    "source": samples["source"].to_numpy(),
+                    "split": scored.split,
+                    "head": target.name,
+                    "label": scored.labels[target.name],
+                    "score": scored.measures[target.name],
+                    "row": samples["row"].to_numpy(),
+                }
+            )
+            if scored.one_window:
+                piece[ONE_WINDOW] = scored.one_window[target.name]
+            pieces.append(piece[piece["label"].notna()])
+        return Tables(pd.concat(pieces, ignore_index=True))
+
+    def validation_figures(self, tables: Tables) -> dict[str, float]:
         """What the log says of the validation split after an epoch, for the headline target.
 
         `val_loss` is the log loss or squared error a sample; the other figures are over studies.
 
         Args:
-            table: predictions of the validation split.
+            tables: of the validation split.
         """
         target = self.targets[0]
-        samples = check_predictions(table, target)
+        samples = check_predictions(tables.predictions, target)
         labels, scores = samples["label"].to_numpy(float), samples["score"].to_numpy(float)
         studies = per_study(samples)
         if target.kind == "binary":
@@ -309,6 +408,8 @@ class Task(ABC):
                 total = len(known)
                 weights[target.name] = (total / (2 * counts[0]), total / (2 * counts[1]))
             else:
+                if not len(known):
+                    known = np.zeros(1, np.float32)
                 means[target.name] = float(known.mean())
                 deviations[target.name] = float(max(known.std(), 1e-6))
         return LabelStatistics(class_weights=weights, means=means, deviations=deviations)

@@ -38,6 +38,7 @@ from cardioray.tasks.base import (
     Monitor,
     OperatingConfig,
     Outputs,
+    Tables,
     Task,
     freeze_part,
 )
@@ -227,16 +228,16 @@ class VideoTask(Task):
             total = total + weight * (losses * known).sum() / known.sum().clamp(min=1)
         return total
 
-    def validation_figures(self, table: pd.DataFrame) -> dict[str, float]:
+    def validation_figures(self, tables: Tables) -> dict[str, float]:
         """As of every task; the figure of a question of several classes is the mean over them."""
-        own = super().validation_figures(table)
+        own = super().validation_figures(tables)
         headline = self.targets[0]
         if isinstance(headline, RegressionTarget) or not headline.one_of:
             return own
         classes = next(t for t in questions(self.targets).values() if headline in t)
         figures = []
         for target in classes:
-            studies = per_study(check_predictions(table, target))
+            studies = per_study(check_predictions(tables.predictions, target))
             figures.append(binary_metrics(studies["label"], studies["score"], 0.5).auc)
         return {**own, "val_auc": float(np.mean(figures))}
 

@@ -51,6 +51,7 @@ class BundleSource:
         weights: weights of the network.
         statistics: of the training labels.
         predictions: of validation, calibration and test samples.
+        parts: where answers are made of several samples, what is known of each (`Tables`).
         calibration_predictions: fits the operating point where there is no calibration split;
             out-of-fold predictions of patients that are not in the test split.
         log: training log, one row an epoch.
@@ -72,6 +73,7 @@ class BundleSource:
     comparison: Mapping[str, Any] | None
     starting_weights: str
     notes: tuple[str, ...] = ()
+    parts: pd.DataFrame | None = None
 
     @property
     def fitted_on(self) -> str:

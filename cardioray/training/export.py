@@ -55,7 +55,7 @@ from cardioray.training.description import (
     input_shapes,
     model_card,
 )
-from cardioray.training.outcome import PREDICTIONS
+from cardioray.training.outcome import PARTS, PREDICTIONS
 from cardioray.training.pictures import prediction_picture
 
 log = logging.getLogger(__name__)
@@ -114,6 +114,8 @@ def _write_files(source: BundleSource, folder: Path) -> None:
     }
     (folder / "metrics.json").write_bytes(dump_json(metrics))
     source.predictions.to_parquet(folder / PREDICTIONS, index=False)
+    if source.parts is not None:
+        source.parts.to_parquet(folder / PARTS, index=False)
     _write_plots(source, points, folder)
     metadata = bundle_metadata(source)
     (folder / bundles.METADATA).write_bytes(dump_json(metadata))
@@ -210,7 +212,7 @@ def _export(
     task = source.run.task
     batch = task.max_batch
     sample = tuple(values[: 2 * batch] for values in arrays.values())
-    names = tuple(target.name for target in task.targets)
+    names = task.outputs
     export_openvino(model, names, tuple(values[:2] for values in sample), folder / OPENVINO)
 
     def scores(raw: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import ray.train
 import ray.train.torch
 import torch
@@ -22,18 +21,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cardioray.data.ranks import RankedRows, Rows
-from cardioray.data.sampling import mean_by_owner, middle_by_owner
+from cardioray.data.ranks import RankedRows
 from cardioray.machine import usable_cores
 from cardioray.models.runtime import fast_layout, use_bf16
 from cardioray.scratch import process_folder
-from cardioray.tasks.base import STANDING, Batch, Monitor
+from cardioray.tasks.base import STANDING, Batch, Monitor, Tables
 from cardioray.training.feed import RowFeed, epoch_order
 from cardioray.training.logs import RunLogs
 from cardioray.training.outcome import write_outcome
-from cardioray.training.plan import SCORED_SPLITS, TrainPlan, predictions_table
+from cardioray.training.plan import SCORED_SPLITS, TrainPlan
 from cardioray.training.progress import DONE, RUNNING
 from cardioray.training.schedule import note_plateau, scheduled_rate
+from cardioray.training.scoring import Measured, references_of, tables_of
 from cardioray.training.settings import RunConfig, StageConfig
 from cardioray.training.state import Progress, TrainState, read_progress
 
@@ -77,15 +76,14 @@ class _Trainer:
     def _make_feeds(self) -> dict[str, RowFeed]:
         """A feed for each split; the smallest ones are kept in memory, as far as it goes."""
         plan, settings = self.plan, self.settings
-        columns = self.task.decoder.columns
+        columns = self.task.stored
         split = RankedRows(plan.shards, plan.rows, columns, settings.seed)
         rows = {name: split.rows(name, self.rank, self.world_size) for name in plan.rows}
-        all_rows = plan.shards.samples["row"].to_numpy()
+        num_samples = plan.shards.index.num_samples
         free = settings.cache_gb * 1e9
         feeds = {}
         for name in sorted(rows, key=lambda name: len(rows[name])):
-            positions = np.searchsorted(all_rows, rows[name])
-            size = plan.shards.index.array_bytes * len(rows[name]) / len(all_rows)
+            size = plan.shards.index.array_bytes * len(rows[name]) / num_samples
             cached = size <= free
             free -= size if cached else 0
             feeds[name] = RowFeed(
@@ -93,7 +91,7 @@ class _Trainer:
                 columns=columns,
                 iterator=ray.train.get_dataset_shard(name),
                 rows=rows[name],
-                labels={target: values[positions] for target, values in plan.labels.items()},
+                labels=plan.labels_of(rows[name]),
                 cached=cached,
                 device=self.device,
                 sampler=self.task.sampler,
@@ -128,12 +126,12 @@ class _Trainer:
                 progress.stage_epoch = 0
                 progress.stage_best, progress.waited, progress.plateau = None, 0, {}
         assert self.state is not None
-        tables = [self.score(self.model, name) for name in SCORED_SPLITS if name in self.feeds]
+        scored = [self.score(self.model, name) for name in SCORED_SPLITS if name in self.feeds]
         if self.logs is not None:
             self.logs.close()
             self._tell({"status": DONE})
-            predictions = pd.concat(tables, ignore_index=True)
-            write_outcome(self.plan.folder, self.state.best_weights, progress, predictions)
+            tables = Tables.joined(scored)
+            write_outcome(self.plan.folder, self.state.best_weights, progress, tables)
 
     def _run_stage(self, progress: Progress, folder: Path | None) -> None:
         stage = self.plan.stages[progress.stage]
@@ -217,8 +215,8 @@ class _Trainer:
         diverged = not math.isfinite(np.mean(losses))
         figures = {"val_loss": math.nan, self.task.monitor.name: math.nan}
         if not diverged:
-            table = self.score(self._kept_model(), "validation", thorough=False)
-            figures = self.task.validation_figures(table)
+            tables = self.score(self._kept_model(), "validation", thorough=False)
+            figures = self.task.validation_figures(tables)
         progress.epoch += 1
         progress.stage_epoch += 1
         progress.losses.extend(losses)
@@ -365,44 +363,27 @@ class _Trainer:
         return self.model
 
     @torch.inference_mode()
-    def score(self, model: nn.Module, name: str, *, thorough: bool = True) -> pd.DataFrame:
-        """The predictions table of a split; every row once, complete on every rank.
+    def score(self, model: nn.Module, name: str, *, thorough: bool = True) -> Tables:
+        """The tables of a split; every row once, complete on every rank.
 
         Args:
             model: the weights to score.
             name: of the split.
-            thorough: by every window of a sample that is scored, not by few.
+            thorough: by every window of a sample that is scored, not by few, and against the
+                task's references.
         """
         feed = self.feeds[name]
         model.eval()
-        rows: list[Rows] = []
-        scores: list[dict[str, Tensor]] = []
+        measured = Measured(self.task.sampler.cuts)
         batches = feed.batches(self.settings.batch_size, order=None, thorough=thorough)
-        for batch_rows, batch in batches:
+        for rows, batch in batches:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 outputs = model(*(batch[column] for column in self.task.columns))
             outputs = {key: value.float() for key, value in outputs.items()}
-            rows.append(batch_rows)
-            scores.append(self.task.scores(outputs, self.plan.statistics))
-        # A rank may have no row of a small split.
-        merged = {
-            target.name: np.concatenate(
-                [np.empty(0, np.float32), *(s[target.name].cpu().numpy() for s in scores)]
-            )
-            for target in self.task.targets
-        }
-        own_rows = np.concatenate([np.empty(0, np.int64), *rows])
-        share = (*mean_by_owner(own_rows, merged), middle_by_owner(own_rows, merged))
-        shares = self._gathered(share)
-        all_rows = np.concatenate([share[0] for share in shares]).astype(np.int64)
-        means, middle = (
-            {
-                target.name: np.concatenate([share[place][target.name] for share in shares])
-                for target in self.task.targets
-            }
-            for place in (1, 2)
-        )
-        return predictions_table(self.plan, self.task, name, all_rows, means, middle)
+            references = references_of(self.plan.shards, self.task, rows) if thorough else None
+            measures = self.task.measures(outputs, batch, self.plan.statistics, references)
+            measured.add(rows, measures)
+        return tables_of(self.plan, self.task, name, self._gathered(measured.share()))
 
     def _gathered(self, share: Any) -> list[Any]:
         if self.world_size == 1:

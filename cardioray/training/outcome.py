@@ -6,6 +6,7 @@ log.csv             one row an epoch; the same for an interrupted run and one th
 losses.csv          training loss of every step
 timing.csv          speed and seconds of every epoch; not the same twice
 predictions.parquet predictions of validation, calibration and test
+parts.parquet       of answers that are made of several samples, what is known of each
 outcome.json        written last; without it the run is not finished
 """
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from cardioray import storage
 from cardioray.data.shards import write_table
+from cardioray.tasks.base import Tables
 from cardioray.training.state import Progress
 
 CONFIG = "config.yaml"
@@ -30,6 +32,7 @@ LOG = "log.csv"
 LOSSES = "losses.csv"
 TIMING = "timing.csv"
 PREDICTIONS = "predictions.parquet"
+PARTS = "parts.parquet"
 OUTCOME = "outcome.json"
 # Beside the folders of runs: published weights, fetched once for all of them.
 WEIGHTS_CACHE = "weights"
@@ -55,10 +58,14 @@ class Outcome:
     epochs: int
     notes: tuple[str, ...]
 
+    def tables(self) -> Tables:
+        """The tables of all scored splits."""
+        parts = storage.join(self.folder, PARTS)
+        return Tables(self.predictions(), _read(parts) if storage.exists(parts) else None)
+
     def predictions(self) -> pd.DataFrame:
         """The predictions table of all scored splits."""
-        path = storage.join(self.folder, PREDICTIONS)
-        return pd.read_parquet(io.BytesIO(storage.read_bytes(path)))
+        return _read(storage.join(self.folder, PREDICTIONS))
 
     def log(self) -> pd.DataFrame:
         """The training log, one row an epoch."""
@@ -67,6 +74,10 @@ class Outcome:
     def weights(self) -> dict[str, Tensor]:
         """The weights of the best epoch."""
         return load(storage.read_bytes(storage.join(self.folder, WEIGHTS)))
+
+
+def _read(path: str) -> pd.DataFrame:
+    return pd.read_parquet(io.BytesIO(storage.read_bytes(path)))
 
 
 def write_log(folder: str, progress: Progress) -> None:
@@ -80,13 +91,15 @@ def write_log(folder: str, progress: Progress) -> None:
 
 
 def write_outcome(
-    folder: str, weights: Mapping[str, Tensor], progress: Progress, predictions: pd.DataFrame
+    folder: str, weights: Mapping[str, Tensor], progress: Progress, tables: Tables
 ) -> None:
     """Leave the result of a run; outcome.json last."""
     write_log(folder, progress)
     cpu = {key: value.cpu().contiguous() for key, value in weights.items()}
     storage.write_bytes(storage.join(folder, WEIGHTS), save(cpu))
-    write_table(storage.join(folder, PREDICTIONS), predictions)
+    write_table(storage.join(folder, PREDICTIONS), tables.predictions)
+    if tables.parts is not None:
+        write_table(storage.join(folder, PARTS), tables.parts)
     record = {
         "best": progress.best,
         "best_epoch": progress.best_epoch,

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
 from cardioray.data.ranks import Rows
 from cardioray.data.shards import ShardSet
-from cardioray.tasks.base import LabelStatistics, Task
+from cardioray.tasks.base import LabelStatistics, ScoredRows
 from cardioray.training.settings import StageConfig
 from cardioray.training.tracking import Tracking
 
@@ -30,6 +29,7 @@ class TrainPlan:
         shards: prepared data.
         rows: per split the rows that take part, ascending.
         labels: per target the labels of every sample of the shards.
+        carried: by name a number of every sample, which batches bring along.
         statistics: of the training labels.
         weights: where the first weights come from, or None.
         stages: the stages to go through.
@@ -44,6 +44,7 @@ class TrainPlan:
     shards: ShardSet
     rows: dict[str, Rows]
     labels: dict[str, NDArray[np.float32]]
+    carried: dict[str, NDArray[np.float32]]
     statistics: LabelStatistics
     weights: str | None
     stages: tuple[StageConfig, ...]
@@ -52,46 +53,25 @@ class TrainPlan:
     label: str
     tracking: Tracking | None
 
+    def labels_of(self, rows: Rows) -> dict[str, NDArray[np.float32]]:
+        """Labels and carried numbers of some rows."""
+        places = np.searchsorted(self.shards.samples["row"].to_numpy(), rows)
+        return {name: values[places] for name, values in (self.labels | self.carried).items()}
 
-def predictions_table(
-    plan: TrainPlan,
-    task: Task,
-    split: str,
-    rows: Rows,
-    scores: Mapping[str, NDArray[np.float32]],
-    one_window: Mapping[str, NDArray[np.float32]],
-) -> pd.DataFrame:
-    """Scores of some rows as a predictions table, by row number.
-
-    One row a sample and target that has a label: a second head learns from fewer samples.
-
-    Args:
-        plan: of the run.
-        task: of the run.
-        split: of the rows.
-        rows: row numbers.
-        scores: per target the score of each row, the mean over its windows.
-        one_window: the same of the middle window alone, for tasks that cut windows.
-    """
-    samples = plan.shards.samples
-    positions = np.searchsorted(samples["row"].to_numpy(), rows)
-    ids = samples.iloc[positions]
-    pieces = []
-    for target in task.targets:
-        piece = pd.DataFrame(
-            {
-                "sample_id": ids["sample_id"].to_numpy(),
-                "patient_id": ids["patient_id"].to_numpy(),
-                "study_id": task.studies(ids).to_numpy(),
-                "source": ids["source"].to_numpy(),
-                "split": split,
-                "head": target.name,
-                "label": plan.labels[target.name][positions],
-                "score": scores[target.name],
-                "row": rows,
-            }
+    def scored(
+        self,
+        split: str,
+        rows: Rows,
+        measures: Mapping[str, NDArray[Any]],
+        one_window: Mapping[str, NDArray[Any]],
+    ) -> ScoredRows:
+        """Rows with what a network says of them; see `ScoredRows`."""
+        samples = self.shards.samples
+        places = np.searchsorted(samples["row"].to_numpy(), rows)
+        return ScoredRows(
+            samples=samples.iloc[places].reset_index(drop=True),
+            split=split,
+            labels={name: values[places] for name, values in self.labels.items()},
+            measures=measures,
+            one_window=one_window,
         )
-        if task.sampler.cuts:
-            piece["score_one_window"] = one_window[target.name]
-        pieces.append(piece[piece["label"].notna()].sort_values("row"))
-    return pd.concat(pieces, ignore_index=True)

@@ -158,6 +158,7 @@ def make_plan(
         shards=shards,
         rows=chosen,
         labels=labels,
+        carried={name: shards.samples[name].to_numpy(np.float32) for name in run.task.carried},
         statistics=statistics,
         weights=weights,
         stages=run.train.resolved_stages(weights is not None),
@@ -182,8 +183,9 @@ def check_data(
     labels = encode_labels(run.task, shards.samples)
     check_studies(shards.samples, labels, run.task.studies(shards.samples))
     rows = shards.samples["row"].to_numpy(np.int64)
-    known = np.any([np.isfinite(values) for values in labels.values()], axis=0)
-    known &= run.task.takes_part(shards.samples)
+    known = run.task.takes_part(shards.samples)
+    if run.task.learns_from_labels:
+        known = known & np.any([np.isfinite(values) for values in labels.values()], axis=0)
     parts = {part: known & (split == part).to_numpy() for part in ("train", *SCORED_SPLITS)}
     if run.train.max_patients is not None:
         parts["train"] &= _some_patients(run.train, shards.samples, parts["train"])
@@ -191,14 +193,21 @@ def check_data(
         if not parts[needed].any():
             raise ValueError(f"no labelled samples are in the {needed} split.")
     _require_full_step(run, int(parts["train"].sum()))
-    for target in run.task.targets:
+    if run.task.learns_from_labels:
+        _require_labels(run.task, labels, parts)
+    return {part: np.sort(rows[mask]) for part, mask in parts.items() if mask.any()}, labels
+
+
+def _require_labels(
+    task: Task, labels: Mapping[str, NDArray[np.float32]], parts: Mapping[str, NDArray[np.bool_]]
+) -> None:
+    for target in task.targets:
         _require_both_classes(target, labels[target.name][parts["train"]], "training")
     # Early stopping follows the first target, whose AUC would be no number.
-    target = run.task.targets[0]
+    target = task.targets[0]
     if not np.isfinite(labels[target.name][parts["validation"]]).any():
         raise ValueError(f"no validation sample has a label of {target.name!r}, the headline.")
     _require_both_classes(target, labels[target.name][parts["validation"]], "validation")
-    return {part: np.sort(rows[mask]) for part, mask in parts.items() if mask.any()}, labels
 
 
 def _some_patients(
@@ -281,7 +290,7 @@ def _trainer(
     use_gpu = resources.get("GPU", 0) > 0
     backend = _backend(scale, resources.get("GPU", 0))
     filesystem, path = storage.filesystem(out)
-    columns = run.task.decoder.columns
+    columns = run.task.stored
     return Trainer(
         run_plan,
         # By reference: the controller then passes the plan on without loading what it is made of.

@@ -142,6 +142,8 @@ def require_patients(
     Raises:
         ValueError: when a target has no test patient, or too few of those it is fitted on.
     """
+    if not task.learns_from_labels:
+        return
     labels = encode_labels(task, samples)
     free = task.operating.calibration == "none" and task.operating.rule.startswith("fixed")
     for target in task.targets:
@@ -234,6 +236,7 @@ def bundle_of_run(
     """
     cache = storage.join(outcome.folder.rsplit("/", 1)[0], WEIGHTS_CACHE)
     plan = make_plan(run, shards, split, outcome.folder, cache, None, name)
+    tables = outcome.tables()
     return write_bundle(
         BundleSource(
             run=run,
@@ -241,7 +244,8 @@ def bundle_of_run(
             split=split,
             weights=outcome.weights(),
             statistics=plan.statistics,
-            predictions=outcome.predictions(),
+            predictions=tables.predictions,
+            parts=tables.parts,
             calibration_predictions=calibration_predictions,
             log=outcome.log(),
             name=name,

@@ -287,7 +287,7 @@ class _Comparing:
         with tempfile.TemporaryDirectory(dir=process_folder()) as scratch:
             storage.copy_folder(checkpoint, scratch)
             weights = read_best_weights(Path(scratch))
-        return score_plan(plan, weights).assign(fold=trial.fold)
+        return score_plan(plan, weights).predictions.assign(fold=trial.fold)
 
     def _cost(self, trial: TrialResult) -> ModelCost:
         run = self.context.trial(trial.backbone, trial.overrides)

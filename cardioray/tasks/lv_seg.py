@@ -1,0 +1,399 @@
+"""Task `lv-seg`: outlines of the left ventricle in apical views, and the ejection fraction of them.
+
+EchoEF-Net's question: a segmentation of CAMUS frames, volumes by discs, calibrated by patient.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from cardioray.clinical.simpson import Cavity, measure_cavity
+from cardioray.clinical.volumes import MethodName, Volumes, volumes_of
+from cardioray.config import config
+from cardioray.data.label_maps import CAVITY, MYOCARDIUM, STRUCTURES, CleanUp
+from cardioray.data.manifest import Manifest
+from cardioray.data.segment import (
+    IMAGE,
+    MASK,
+    REFERENCE,
+    SegmentDecoder,
+    SegmentPreprocess,
+)
+from cardioray.data.segment_augment import SegmentAugmentConfig, augment_segments
+from cardioray.data.segment_layouts import read_segment_manifest
+from cardioray.data.splits import SplitConfig
+from cardioray.evaluation.segmentation import mask_figures
+from cardioray.models.segmentation import (
+    MASKS,
+    SEGMENTERS,
+    SegmentModel,
+    SegmentModelConfig,
+    load_segment_weights,
+    segment_starting_weights,
+    segmenter_info,
+)
+from cardioray.targets import RegressionTarget
+from cardioray.tasks.base import (
+    TASKS,
+    Batch,
+    LabelStatistics,
+    Monitor,
+    OperatingConfig,
+    Outputs,
+    ScoredRows,
+    Tables,
+    Task,
+    freeze_part,
+)
+
+StructureName = Literal["cavity", "myocardium", "atrium"]
+
+EF_TARGET = RegressionTarget(
+    name="ef", value_column="ef", unit="%", high=100.0, cutoffs=(40.0, 50.0)
+)
+EDV_TARGET = RegressionTarget(name="edv", value_column="edv_ml", unit="ml", low=0.0)
+ESV_TARGET = RegressionTarget(name="esv", value_column="esv_ml", unit="ml", low=0.0)
+# The EF that the reference label maps give, as a head of its own beside the network's.
+OF_REFERENCE = "of_reference"
+
+_GEOMETRY = ("height_px", "width_px", "spacing_row_mm", "spacing_column_mm")
+# Of a cavity, by the beginning of its columns: the predicted one, and the reference.
+_PREDICTED, _REFERENCE = "predicted", "reference"
+
+
+@config
+class SegmentLoss:
+    """The loss over all pixels.
+
+    Attributes:
+        cross_entropy: weight of the cross-entropy.
+        dice: weight of the soft Dice loss, the mean over the classes.
+    """
+
+    cross_entropy: float = Field(default=1.0, ge=0)
+    dice: float = Field(default=0.5, ge=0)
+
+
+@config
+class LvSegSettings:
+    """Settings of `lv-seg`.
+
+    Attributes:
+        structures: what is told apart from the background.
+        volumes: answer with end-diastolic and end-systolic volume, too.
+        method: how volumes are made of outlines.
+        clean_up: how predicted label maps are tidied.
+        preprocess: from the decoded frame to the stored one; travels with the bundle.
+        model: network and starting weights.
+        augment: random changes during training.
+        loss: weights of its parts.
+        split: how patients are divided.
+        operating: calibration ("none", "linear", "isotonic") and conformal interval of numbers.
+    """
+
+    structures: tuple[StructureName, ...] = ("cavity", "myocardium", "atrium")
+    volumes: bool = False
+    method: MethodName = "discs"
+    clean_up: CleanUp = CleanUp()
+    preprocess: SegmentPreprocess = SegmentPreprocess()
+    model: SegmentModelConfig = SegmentModelConfig()
+    augment: SegmentAugmentConfig = SegmentAugmentConfig()
+    loss: SegmentLoss = SegmentLoss()
+    split: SplitConfig = SplitConfig()
+    operating: OperatingConfig = OperatingConfig(calibration="linear")
+
+    def __post_init__(self) -> None:
+        if "cavity" not in self.structures or len(set(self.structures)) < len(self.structures):
+            raise ValueError("structures are different ones, the cavity among them.")
+
+
+@TASKS.register("lv-seg")
+class LvSegTask(Task):
+    """Outlines of the left ventricle, and its ejection fraction."""
+
+    name: ClassVar[str] = "lv-seg"
+    title: ClassVar[str] = "Outline and ejection fraction of the left ventricle in apical views"
+    intended_use: ClassVar[str] = (
+        "Research: outlines of cavity, myocardium and atrium in apical echocardiograms of adults, "
+        "and volumes by the method of discs. Not for clinical use."
+    )
+    settings_type: ClassVar[type] = LvSegSettings
+    settings: LvSegSettings
+    example_file: ClassVar[str] = "a4c_ed.png"
+    measures_pixels: ClassVar[bool] = True
+    learns_from_labels: ClassVar[bool] = False
+    shards_kind: ClassVar[str] = "segments"
+    max_batch: ClassVar[int] = 16
+    carried: ClassVar[tuple[str, ...]] = _GEOMETRY
+    references: ClassVar[tuple[str, ...]] = (REFERENCE,)
+
+    @property
+    def targets(self) -> tuple[RegressionTarget, ...]:
+        """EF, and the volumes where they are wanted."""
+        return (EF_TARGET, EDV_TARGET, ESV_TARGET) if self.settings.volumes else (EF_TARGET,)
+
+    @property
+    def monitor(self) -> Monitor:
+        """Mean Dice over structures and validation frames."""
+        return Monitor(name="val_dice", mode="max")
+
+    @property
+    def modality(self) -> str:
+        """Ultrasound."""
+        return "US"
+
+    def read_manifest(self, data: str, patient_from: str | None) -> Manifest:
+        """CAMUS, EchoNet's tracings, or a table with a column `mask`."""
+        return read_segment_manifest(data, self.targets, patient_from=patient_from)
+
+    @property
+    def decoder(self) -> SegmentDecoder:
+        """From a file to frames, and from a label map to theirs."""
+        return SegmentDecoder(preprocess=self.settings.preprocess)
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """Pictures and their label maps."""
+        return (IMAGE, MASK)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Logits of all classes at all pixels."""
+        return (MASKS,)
+
+    def backbones(self, pattern: str) -> list[str]:
+        """Wildcards go over the registered networks; any other architecture:encoder works, too."""
+        if any(sign in pattern for sign in "*?["):
+            return SEGMENTERS.matching(pattern.lower())
+        return [segmenter_info(pattern).name]
+
+    def build_model(self) -> SegmentModel:
+        """Network and normalisation; takes (B, S, S, 1) uint8."""
+        return SegmentModel(
+            self.settings.model, channels=1, classes=1 + len(self.settings.structures)
+        )
+
+    def initialise(self, model: nn.Module, statistics: LabelStatistics) -> None:
+        """Normalise by the training pictures."""
+        assert isinstance(model, SegmentModel)
+        model.initialise(statistics.pixel_mean, statistics.pixel_std)
+
+    def starting_weights(self, cache: str) -> str | None:
+        """Published weights of the encoder, or given ones of the whole network."""
+        return segment_starting_weights(self.settings.model, 1, cache)
+
+    def load_starting_weights(self, model: nn.Module, path: str) -> None:
+        """Load the network, or its encoder alone."""
+        assert isinstance(model, SegmentModel)
+        load_segment_weights(model, path)
+
+    def freeze(self, model: nn.Module, part: str) -> None:
+        """Fix nothing, the encoder, or its first layers."""
+        assert isinstance(model, SegmentModel)
+        freeze_part(model, part, model.net.encoder, model.first_blocks())
+
+    def pretrained_part(self, model: nn.Module) -> nn.Module:
+        """The encoder."""
+        assert isinstance(model, SegmentModel)
+        encoder: nn.Module = model.net.encoder
+        return encoder
+
+    def augment(self, batch: Batch, seed: tuple[int, ...]) -> Batch:
+        """Moves, tones and noise, for each picture by itself, its label map with it."""
+        pictures, masks = augment_segments(batch[IMAGE], batch[MASK], self.settings.augment, seed)
+        return {**batch, IMAGE: pictures, MASK: masks}
+
+    def loss(self, outputs: Outputs, batch: Batch, statistics: LabelStatistics) -> Tensor:
+        """Cross-entropy and soft Dice."""
+        from segmentation_models_pytorch.losses import DiceLoss
+
+        settings, wanted = self.settings.loss, self._classes(batch[MASK])
+        total = settings.cross_entropy * F.cross_entropy(outputs[MASKS], wanted)
+        if settings.dice:
+            dice: Tensor = DiceLoss("multiclass")(outputs[MASKS], wanted)
+            total = total + settings.dice * dice
+        return total
+
+    def scores(self, outputs: Outputs, statistics: LabelStatistics) -> dict[str, Tensor]:
+        """Probability of every class at every pixel, (B, K, S, S)."""
+        return {MASKS: torch.softmax(outputs[MASKS], dim=1)}
+
+    def measures(
+        self,
+        outputs: Outputs,
+        batch: Batch,
+        statistics: LabelStatistics,
+        references: Mapping[str, NDArray[Any]] | None = None,
+    ) -> dict[str, Tensor]:
+        """Dice at the model's size; against references, all that is measured at the source's."""
+        logits = outputs[MASKS]
+        if references is None:
+            found, wanted = logits.argmax(dim=1), self._classes(batch[MASK])
+            return {
+                f"dice_{name}": _dice(found == number, wanted == number)
+                for number, name in enumerate(self.settings.structures, 1)
+            }
+        rows = [
+            self._measured(logits[i], [float(batch[name][i]) for name in _GEOMETRY], reference)
+            for i, reference in enumerate(references[REFERENCE])
+        ]
+        return {name: torch.tensor(np.array([row[name] for row in rows])) for name in rows[0]}
+
+    def label_map(self, logits: Tensor, height: int, width: int) -> NDArray[np.uint8]:
+        """The labels of one picture at its source's size, not tidied.
+
+        Args:
+            logits: (K, S, S).
+            height: of the source in px.
+            width: of the source in px.
+        """
+        size = (height, width)
+        enlarged = F.interpolate(logits[None].float(), size=size, mode="bilinear")[0]
+        classes = enlarged.argmax(dim=0).cpu().numpy()
+        numbers = np.array([0, *(STRUCTURES[name] for name in self.settings.structures)], np.uint8)
+        return np.asarray(numbers[classes])
+
+    def tables(self, scored: ScoredRows) -> Tables:
+        """Numbers of each study, and what is measured of each frame."""
+        samples = scored.samples
+        names = [name for name in _FRAME_COLUMNS if name in samples]
+        parts = samples[names].assign(split=scored.split)
+        for name, values in scored.measures.items():
+            parts[name] = list(values) if values.ndim > 1 else values
+        if f"{_PREDICTED}_widths_mm" not in scored.measures:
+            return Tables(pd.DataFrame(), parts)
+        studies = self.studies(samples)
+        pieces = []
+        for study in studies.unique():
+            mine = np.flatnonzero((studies == study).to_numpy())
+            pieces += self._predictions(study, parts.iloc[mine], scored, mine)
+        return Tables(pd.DataFrame(pieces), parts)
+
+    def validation_figures(self, tables: Tables) -> dict[str, float]:
+        """Mean Dice of each structure over validation frames, and of all of them."""
+        assert tables.parts is not None
+        names = [f"dice_{name}" for name in self.settings.structures]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
+            means = [float(np.nanmean(tables.parts[name])) for name in names]
+            dice = float(np.nanmean(means))
+        figures = {f"val_{name}": mean for name, mean in zip(names, means, strict=True)}
+        return {"val_loss": 1 - dice, "val_dice": dice, **figures}
+
+    def _classes(self, masks: Tensor) -> Tensor:
+        """Label maps (B, S, S) as classes of this network; structures it leaves out are 0."""
+        table = torch.zeros(max(STRUCTURES.values()) + 1, dtype=torch.long, device=masks.device)
+        for number, name in enumerate(self.settings.structures, 1):
+            table[STRUCTURES[name]] = number
+        return table[masks.long()]
+
+    def _measured(
+        self, logits: Tensor, geometry: list[float], reference: NDArray[np.uint8]
+    ) -> dict[str, Any]:
+        """All that is measured of one frame at its source's size."""
+        height, width, *spacing = geometry
+        spacing_mm = _spacing(spacing)
+        raw = self.label_map(logits, int(height), int(width))
+        tidied = self.settings.clean_up.apply(raw)
+        row: dict[str, Any] = {}
+        for name in self.settings.structures:
+            number = STRUCTURES[name]
+            figures = mask_figures(tidied == number, reference == number, spacing_mm)
+            row |= {f"{key}_{name}": value for key, value in figures.to_dict().items()}
+            plain = mask_figures(raw == number, reference == number, spacing_mm)
+            row |= {f"raw_{key}_{name}": value for key, value in plain.to_dict().items()}
+        for prefix, labels in ((_PREDICTED, tidied), (_REFERENCE, reference)):
+            cavity = cavity_of(labels, spacing_mm)
+            row[f"{prefix}_widths_mm"] = np.full(20, np.nan) if cavity is None else cavity.widths_mm
+            row[f"{prefix}_length_mm"] = np.nan if cavity is None else cavity.length_mm
+            row[f"{prefix}_area_mm2"] = np.nan if cavity is None else cavity.area_mm2
+        return row
+
+    def _predictions(
+        self, study: str, frames: pd.DataFrame, scored: ScoredRows, mine: NDArray[np.int64]
+    ) -> list[dict[str, Any]]:
+        """The rows of one study: a head for each number, and for what the references give."""
+        predicted, reference = (
+            self._volumes(frames, prefix) for prefix in (_PREDICTED, _REFERENCE)
+        )
+        common = {
+            "sample_id": study,
+            "patient_id": frames["patient_id"].iloc[0],
+            "study_id": study,
+            "source": frames["source"].iloc[0],
+            "split": scored.split,
+            "row": frames["row"].iloc[0],
+        }
+        rows = []
+        for target in self.targets:
+            known = scored.labels[target.name][mine]
+            known = known[np.isfinite(known)]
+            own, true = (_number(volumes, target.name) for volumes in (predicted, reference))
+            label = float(known[0]) if len(known) else true
+            if np.isfinite(label) and np.isfinite(own):
+                rows.append({**common, "head": target.name, "label": label, "score": own})
+            if len(known) and np.isfinite(true):
+                head = f"{target.name}_{OF_REFERENCE}"
+                rows.append({**common, "head": head, "label": label, "score": true})
+        return rows
+
+    def _volumes(self, frames: pd.DataFrame, prefix: str) -> Volumes | None:
+        cavities: dict[tuple[str, str], Cavity] = {}
+        for key, own in frames.groupby(["view", "phase"]):
+            lengths = own[f"{prefix}_length_mm"].to_numpy(float)
+            if np.isfinite(lengths).all():
+                view, phase = key
+                cavities[str(view), str(phase)] = Cavity(
+                    widths_mm=np.mean(np.stack(list(own[f"{prefix}_widths_mm"])), axis=0),
+                    length_mm=float(lengths.mean()),
+                    area_mm2=float(own[f"{prefix}_area_mm2"].mean()),
+                    base=np.full(2, np.nan),
+                    apex=np.full(2, np.nan),
+                    annulus=None,
+                )
+        return volumes_of(cavities, self.settings.method)
+
+
+# What is kept of a frame in the table of parts.
+_FRAME_COLUMNS = (
+    *("sample_id", "patient_id", "study_id", "source", "row", "view", "phase", "image_quality"),
+    *_GEOMETRY,
+)
+
+
+def cavity_of(labels: NDArray[np.uint8], spacing_mm: tuple[float, float]) -> Cavity | None:
+    """The cavity of a label map; None where there is none."""
+    cavity = labels == CAVITY
+    if not cavity.any():
+        return None
+    return measure_cavity(cavity, spacing_mm, labels == MYOCARDIUM)
+
+
+def _spacing(stated: list[float]) -> tuple[float, float]:
+    """Size of a pixel; where it is not known, pixels are taken for squares of 1 mm."""
+    if all(np.isfinite(side) and side > 0 for side in stated):
+        return (stated[0], stated[1])
+    return (1.0, 1.0)
+
+
+def _number(volumes: Volumes | None, target: str) -> float:
+    if volumes is None:
+        return float("nan")
+    return {"ef": volumes.ef_percent, "edv": volumes.edv_ml, "esv": volumes.esv_ml}[target]
+
+
+def _dice(found: Tensor, wanted: Tensor) -> Tensor:
+    """Dice of each picture, NaN where neither has the structure."""
+    both = (found & wanted).flatten(1).sum(dim=1)
+    sizes = found.flatten(1).sum(dim=1) + wanted.flatten(1).sum(dim=1)
+    return torch.where(sizes > 0, 2 * both / sizes.clamp(min=1), torch.nan)
