@@ -182,18 +182,24 @@ class Predictor:
             FileNotFoundError: when a path does not exist.
             ValueError: when there are not as many views as items, or the task is not about cines.
         """
+        samples = self.read(items, views)
+        return self.answer(samples, self.infer(samples))
+
+    def read(
+        self, items: Item | Sequence[Item], views: Sequence[str] | None = None
+    ) -> list[DecodedSample]:
+        """Decode the items of one study; arguments and errors as of `predict`."""
         listed = [items] if isinstance(items, bytes | str | Path | np.ndarray) else list(items)
         said = [""] * len(listed) if views is None else list(views)
-        if views is not None and not isinstance(self.task, VideoTask):
+        if views is not None and not self.task.takes_views:
             raise ValueError(f"Leave out views: {self.task.name} is not about cines.")
         if len(said) != len(listed):
             raise ValueError(f"{len(listed)} items have {len(said)} views; give one for each.")
-        samples = [
+        return [
             replace(sample, view=view)
             for item, view in zip(listed, said, strict=True)
             for sample in self._decode_item(item)
         ]
-        return self.answer(samples, self.infer(samples))
 
     def decode(self, data: bytes, max_frames: int = MAX_FRAMES) -> list[DecodedSample]:
         """Decode one file as training did.

@@ -25,6 +25,8 @@ from cardioray.evaluation.operating_point import BinaryOperatingPoint, Regressio
 from cardioray.evaluation.predictions import views_side_by_side
 from cardioray.model_store import bundle_place
 from cardioray.predictor import Overlay, Predictor, read_operating_points, task_of
+from cardioray.segments import SegmentPredictor
+from cardioray.tasks.lv_seg import LvSegTask
 
 FUSION = "fusion.json"
 # The member that tells views apart.
@@ -329,7 +331,10 @@ def open_predictor(bundle: Bundle, **options: Any) -> Predictor:
         bundle: the verified files.
         **options: of `Predictor`.
     """
-    return StudyPredictor(bundle, **options) if bundle.members else Predictor(bundle, **options)
+    if bundle.members:
+        return StudyPredictor(bundle, **options)
+    kind = SegmentPredictor if bundle.task == LvSegTask.name else Predictor
+    return kind(bundle, **options)
 
 
 def load(path: str | Path, **options: Any) -> Predictor:

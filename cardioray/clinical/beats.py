@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import median_filter
 
 Floats = NDArray[np.float64]
 
@@ -16,6 +17,8 @@ _LEAST_CORRELATION = 0.2
 # Share of the highest correlation that a shorter period needs to win: a curve repeats after two
 # beats as well as after one, and better where the EF changes from beat to beat.
 _AS_GOOD = 0.75
+# Frames of the median that smooths a curve of areas.
+_STEADY = 3
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,33 @@ def beat_period(curve: Floats, fps: float) -> float | None:
     best = correlation[peaks].max()
     first = peaks[correlation[peaks] >= _AS_GOOD * best][0]
     return float(lags[first])
+
+
+def phases_of(areas: Floats, fps: float | None) -> list[tuple[int, int]]:
+    """End diastole and end systole of each beat from the area of the cavity.
+
+    Args:
+        areas: one a frame (T,), NaN where there is none.
+        fps: frames a second; None where it is not known, and the cine counts as one beat.
+
+    Returns:
+        Frames of the largest and of the smallest area, beat by beat: of whole beats, or of the
+        whole cine where no beat is told apart; empty where fewer than two frames have an area.
+    """
+    known = np.flatnonzero(np.isfinite(areas))
+    if len(known) < 2:
+        return []
+    frames = np.arange(len(areas))
+    curve = np.interp(frames, known, areas[known])
+    # A frame that a network has drawn wrong is no end of a beat.
+    steady = median_filter(curve, size=_STEADY, mode="nearest") if len(curve) >= _STEADY else curve
+    period = None if fps is None else beat_period(steady, fps)
+    step = len(curve) if period is None else round(period)
+    pairs = []
+    for first in range(0, len(curve) - step + 1, step):
+        beat = steady[first : first + step]
+        pairs.append((first + int(np.argmax(beat)), first + int(np.argmin(beat))))
+    return pairs
 
 
 def values_by_beat(starts: NDArray[np.int64], values: Floats, fps: float) -> list[BeatValue]:

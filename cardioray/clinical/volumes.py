@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -55,15 +54,12 @@ class Volumes:
 def volumes_of(
     cavities: Mapping[tuple[str, str], Cavity],
     method: MethodName = "discs",
-    *,
-    in_ml: bool = True,
 ) -> Volumes | None:
     """Volumes of both phases: of two views where both have both phases, else of the one that does.
 
     Args:
         cavities: by view ("A4C", "A2C") and phase ("ED", "ES").
         method: discs, or area and length.
-        in_ml: whether the size of a pixel is known; without it the ejection fraction alone counts.
 
     Returns:
         None where no view has both phases, or the cavity at end diastole has no volume.
@@ -77,13 +73,13 @@ def volumes_of(
     if not edv > 0:
         return None
     ef = ef_percent(edv, esv)
-    doubts = _doubts(edv, esv, ef, in_ml=in_ml)
+    doubts = _doubts(edv, esv, ef)
     if len(complete) == 2:
         doubts += _different_lengths(cavities)
     return Volumes(edv, esv, ef, tuple(complete), tuple(doubts))
 
 
-def _doubts(edv: float, esv: float, ef: float, *, in_ml: bool) -> list[str]:
+def _doubts(edv: float, esv: float, ef: float) -> list[str]:
     doubts = []
     if esv >= edv:
         doubts.append(
@@ -95,16 +91,15 @@ def _doubts(edv: float, esv: float, ef: float, *, in_ml: bool) -> list[str]:
             f"An ejection fraction of {ef:.0f} % is outside {EF_PERCENT[0]:.0f} to "
             f"{EF_PERCENT[1]:.0f} %: an outline is likely wrong."
         )
-    if in_ml:
-        for name, volume, (low, high) in (
-            ("end-diastolic", edv, EDV_ML),
-            ("end-systolic", esv, ESV_ML),
-        ):
-            if not low <= volume <= high or math.isnan(volume):
-                doubts.append(
-                    f"An {name} volume of {volume:.0f} ml is outside {low:.0f} to {high:.0f} ml: "
-                    "an outline or the pixel size is likely wrong."
-                )
+    for name, volume, (low, high) in (
+        ("end-diastolic", edv, EDV_ML),
+        ("end-systolic", esv, ESV_ML),
+    ):
+        if not low <= volume <= high:
+            doubts.append(
+                f"An {name} volume of {volume:.0f} ml is outside {low:.0f} to {high:.0f} ml: an "
+                "outline or the pixel size is likely wrong."
+            )
     return doubts
 
 

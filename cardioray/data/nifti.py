@@ -8,6 +8,7 @@ out: an echo plane has none.
 from __future__ import annotations
 
 import io
+import logging
 import math
 import zlib
 from dataclasses import dataclass
@@ -121,6 +122,8 @@ def read_labels(mask: str) -> bytes:
 def _read_nifti(data: bytes, max_pixels: int) -> tuple[NDArray[Any], tuple[float, float]]:
     import nibabel  # half a second that files of other kinds need not wait for
 
+    # What it says of a header, and mends, is for whoever writes such files.
+    nibabel.imageglobals.logger.setLevel(logging.CRITICAL)
     packed = data[:2] == _GZIP
     head = _beginning(data, _HEADER_BYTES) if packed else data[:_HEADER_BYTES]
     image_type = nibabel.Nifti2Image if head[4:7] in (b"n+2", b"ni2") else nibabel.Nifti1Image

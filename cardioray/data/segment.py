@@ -6,6 +6,8 @@ so that a network's label map is brought back to the source and measured there.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from pydantic import Field
 from cardioray.config import config
 from cardioray.data.clip import CINE_KINDS, Cine
 from cardioray.data.decoding import DecodedSample, Inspection, inspection
+from cardioray.data.dicom import read_identity
 from cardioray.data.frames import (
     ALL_FRAMES,
     MAX_FRAMES,
@@ -86,6 +89,7 @@ class _Frames:
     spacing_mm: tuple[float, float] | None
     fps: float | None
     is_cine: bool
+    patient: float = math.nan
 
 
 @config
@@ -130,7 +134,8 @@ class SegmentDecoder:
 
         The facts of a sample: `spacing_row_mm` and `spacing_column_mm` of a pixel of the source,
         and `fps`, NaN where the file does not say; `is_cine` (1 where the file has an axis of
-        time).
+        time); `patient`, a number that two files of one patient have in common, NaN where the file
+        names none.
         """
         selection = FrameSelection.parse(frames) if frames else self.selection
         found = _read(data, selection, max_frames)
@@ -201,6 +206,7 @@ class SegmentDecoder:
                 "spacing_column_mm": width_mm,
                 "fps": math.nan if found.fps is None else found.fps,
                 "is_cine": float(found.is_cine),
+                "patient": found.patient,
             },
         )
 
@@ -244,7 +250,18 @@ def _read_cine(data: bytes, selection: FrameSelection, max_frames: int) -> _Fram
     if cine.cm_per_px is not None:
         spacing = (cine.cm_per_px[0] * _MM_PER_CM, cine.cm_per_px[1] * _MM_PER_CM)
     is_cine = cine.num_frames > 1 or not cine.is_dicom
-    return _Frames(list(zip(wanted, frames, strict=True)), spacing, cine.fps, is_cine=is_cine)
+    numbered = list(zip(wanted, frames, strict=True))
+    patient = _patient_of(data) if cine.is_dicom else math.nan
+    return _Frames(numbered, spacing, cine.fps, is_cine=is_cine, patient=patient)
+
+
+def _patient_of(data: bytes) -> float:
+    """A number made of the Patient ID of a DICOM file."""
+    identity = read_identity(io.BytesIO(data))
+    if identity is None or not identity.patient_id:
+        return math.nan
+    digest = hashlib.sha256(identity.patient_id.encode()).digest()
+    return float(int.from_bytes(digest[:6], "big"))
 
 
 def _wanted(selection: FrameSelection, count: int, max_frames: int) -> range:

@@ -41,7 +41,6 @@ from cardioray.serve.middleware import log_fault
 from cardioray.serve.problems import malformed, no_heat_map, overloaded, unreadable
 from cardioray.serve.routes import make_routes
 from cardioray.serve.settings import NamedBundle, ServeSettings
-from cardioray.tasks.video import VideoTask
 
 # Frames whose answer is put together in the event loop. A frame takes 0.2 ms there, and would wait
 # for threads that decode; more of them would hold up other requests.
@@ -250,7 +249,7 @@ def _views_of(model: Model, views: Sequence[str], files: int) -> list[str]:
     """The view of each file, "" where nobody says."""
     if not views:
         return [""] * files
-    if not isinstance(model.predictor.task, VideoTask):
+    if not model.predictor.task.takes_views:
         raise malformed(f"Leave out ?view=: {model.predictor.task.name} is not about cines.")
     if len(views) != files:
         raise malformed(f"{len(views)} ?view= for {files} files; give one for each, in order.")

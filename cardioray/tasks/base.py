@@ -165,6 +165,8 @@ class Task(ABC):
     settings: Any
     # What files of a study are called where a model card shows how to ask.
     example_file: ClassVar[str] = "frame.png"
+    # Whether whoever asks may say which view a file shows.
+    takes_views: ClassVar[bool] = False
     # Whether pixel_mean and pixel_std are measured before a run begins.
     measures_pixels: ClassVar[bool] = False
     # Tasks with the same kind of shards train on each other's, where they were prepared alike.

@@ -131,6 +131,7 @@ class LvSegTask(Task):
     settings: LvSegSettings
     example_file: ClassVar[str] = "a4c_ed.png"
     measures_pixels: ClassVar[bool] = True
+    takes_views: ClassVar[bool] = True
     learns_from_labels: ClassVar[bool] = False
     shards_kind: ClassVar[str] = "segments"
     max_batch: ClassVar[int] = 16

@@ -92,6 +92,7 @@ class VideoTask(Task):
     settings: VideoSettings
     example_file: ClassVar[str] = "cine.avi"
     measures_pixels: ClassVar[bool] = True
+    takes_views: ClassVar[bool] = True
     shards_kind: ClassVar[str] = "clips"
     searched: ClassVar[Mapping[str, str]] = {"dropout": "model.dropout"}
     max_batch: ClassVar[int] = 8
