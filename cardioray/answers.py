@@ -103,12 +103,19 @@ def binary_answer(
 def number_answer(
     point: RegressionOperatingPoint, unit: str, frames: NDArray[np.floating[Any]]
 ) -> dict[str, Any]:
-    """The answer in numbers from what the network says of the frames (N,)."""
+    """The answer in numbers from what the network says of the frames (N,).
+
+    A bound that calibration patients were too few for is the target's own, or None.
+    """
     raw = np.array([frames.mean(dtype=np.float64)])
     low, high = point.bounds(raw)
     return {
         "value": float(point.value(raw)[0]),
-        "low": float(low[0]),
-        "high": float(high[0]),
+        "low": _finite(low[0]),
+        "high": _finite(high[0]),
         "unit": unit,
     }
+
+
+def _finite(bound: float) -> float | None:
+    return float(bound) if np.isfinite(bound) else None

@@ -78,6 +78,26 @@ def phantom_echo(
     )
 
 
+@phantom_app.command("camus")
+def phantom_camus(
+    out: Annotated[str, typer.Argument(help="Empty folder or s3:// prefix.")],
+    patients: Annotated[int, typer.Option(min=1)] = 60,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    preset: Annotated[str, typer.Option(help="Difficulty: clear, standard or hard.")] = "standard",
+) -> None:
+    """Draw apical frames with label maps whose volumes are known, in CAMUS's layout.
+
+    Example: `cardioray phantom camus frames --patients 60 --seed 1`
+    """
+    from cardioray.phantoms.camus import write_camus
+    from cardioray.phantoms.echo_config import ECHO_PRESETS
+
+    config = ECHO_PRESETS.get(preset)
+    with progress_bar(console, "drawing patients", patients) as advance:
+        manifest = write_camus(out, patients, seed=seed, config=config, on_progress=advance)
+    console.print(f"{len(manifest)} frames of {patients} patients in {out}.")
+
+
 @data_app.command("check")
 def data_check(
     task: TaskName,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -28,6 +29,9 @@ from cardioray.models.backbones import NoFeatureMap
 from cardioray.models.segmentation import MASKS
 from cardioray.predictor import Item, Overlay, Predictor
 from cardioray.tasks.lv_seg import LvSegTask, cavity_of
+
+MaskFormat = Literal["png", "rle"]
+OUTLINES = "outlines"
 
 _SAID = re.compile(r"(?P<view>A4C|A2C|4CH|2CH)(?:[-_ ](?P<phase>ED|ES))?", re.IGNORECASE)
 _VIEWS = {"4CH": FOUR, "2CH": TWO, FOUR: FOUR, TWO: TWO}
@@ -76,6 +80,8 @@ class SegmentPredictor(Predictor):
         views: Sequence[str] | None = None,
         *,
         spacing_mm: tuple[float, float] | None = None,
+        masks: MaskFormat | None = None,
+        contours: bool = False,
     ) -> dict[str, Any]:
         """Answer for one study of frames or cines.
 
@@ -84,6 +90,8 @@ class SegmentPredictor(Predictor):
             views: of each item "A4C-ED", "A4C-ES", "A2C-ED", "A2C-ES" for a frame, "A4C", "A2C"
                 for a cine.
             spacing_mm: height and width of a pixel, where the files do not state it.
+            masks: as of `answer`.
+            contours: as of `answer`.
 
         Returns:
             `ef` and perhaps volumes with their intervals, `volumes`, `beats`, `outlines`, the
@@ -97,7 +105,7 @@ class SegmentPredictor(Predictor):
         samples = self.read(items, views)
         if spacing_mm is not None:
             samples = [with_spacing(sample, spacing_mm) for sample in samples]
-        return self.answer(samples, self.infer(samples))
+        return self.answer(samples, self.infer(samples), masks=masks, contours=contours)
 
     def overlay(self, sample: DecodedSample, method: str | None = None) -> Overlay:
         """A frame with its outlines, as PNG; there is no heat map of a segmentation.
@@ -105,7 +113,7 @@ class SegmentPredictor(Predictor):
         Raises:
             NoFeatureMap: when a heat map is asked for by its name.
         """
-        if method is not None:
+        if method not in (None, OUTLINES):
             raise NoFeatureMap(f"There is no {method} of a segmentation; its outlines are drawn.")
         probabilities = torch.from_numpy(self.infer([sample]).scores[MASKS][0])
         labels = self.task.settings.clean_up.apply(
@@ -124,8 +132,21 @@ class SegmentPredictor(Predictor):
         for size in batch_sizes:
             self.infer([self.blank()] * size)
 
-    def answer(self, samples: Sequence[DecodedSample], outputs: ModelOutputs) -> dict[str, Any]:
+    def answer(
+        self,
+        samples: Sequence[DecodedSample],
+        outputs: ModelOutputs,
+        *,
+        masks: MaskFormat | None = None,
+        contours: bool = False,
+    ) -> dict[str, Any]:
         """The answer for one study from what the network said of its frames.
+
+        Args:
+            samples: its frames.
+            outputs: of the network.
+            masks: give the label map of every frame, as PNG or as lengths of runs.
+            contours: give the outline of every structure, in px and in mm.
 
         Raises:
             UnreadableImage: when views and phases are missing or contradict each other, the size
@@ -157,7 +178,7 @@ class SegmentPredictor(Predictor):
                 "views": list(volumes.views),
             },
             "beats": beats,
-            "outlines": [_described(frame) for frame in frames],
+            "outlines": [_described(frame, masks, contours=contours) for frame in frames],
             "model": self.bundle.name,
             "bundle": self.bundle.identity,
             "frames": len(samples),
@@ -345,18 +366,54 @@ def _mean(cavities: Sequence[Cavity]) -> Cavity:
     )
 
 
-def _described(frame: Segmented) -> dict[str, Any]:
+def _described(frame: Segmented, masks: MaskFormat | None, *, contours: bool) -> dict[str, Any]:
     """One frame in an answer."""
     cavity = frame.cavity
     pixel_cm2 = frame.spacing_mm[0] * frame.spacing_mm[1] / 100
-    areas = {
-        name: float((frame.labels == number).sum()) * pixel_cm2
-        for name, number in STRUCTURES.items()
-    }
-    return {
+    found: dict[str, Any] = {
         "view": frame.view,
         "phase": frame.phase or None,
         "frame": frame.frame,
-        "area_cm2": areas,
+        "area_cm2": {
+            name: float((frame.labels == number).sum()) * pixel_cm2
+            for name, number in STRUCTURES.items()
+        },
         "length_mm": None if cavity is None else cavity.length_mm,
     }
+    if masks == "png":
+        stream = io.BytesIO()
+        Image.fromarray(frame.labels).save(stream, format="PNG")
+        coded = base64.b64encode(stream.getvalue()).decode()
+        found["mask"] = {"png": f"data:image/png;base64,{coded}"}
+    elif masks == "rle":
+        found["mask"] = {
+            "size": list(frame.labels.shape),
+            "runs": {name: _runs(frame.labels == number) for name, number in STRUCTURES.items()},
+        }
+    if contours:
+        found["contours"] = {
+            name: _contour(frame.labels == number, frame.spacing_mm)
+            for name, number in STRUCTURES.items()
+        }
+    return found
+
+
+def _runs(mask: NDArray[np.bool_]) -> list[int]:
+    """Lengths of runs, row after row, of pixels outside and inside in turn, outside first."""
+    flat = mask.ravel()
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    bounds = np.concatenate([[0], edges, [len(flat)]])
+    lengths: list[int] = np.diff(bounds).tolist()
+    return [0, *lengths] if flat[0] else lengths
+
+
+def _contour(
+    mask: NDArray[np.bool_], spacing_mm: tuple[float, float]
+) -> dict[str, list[list[float]]]:
+    """The longest outline as points, x before y, in px and in mm from the upper left corner."""
+    found, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    if not found:
+        return {"px": [], "mm": []}
+    points = max(found, key=len)[:, 0].astype(float)
+    in_mm = (points + 0.5) * np.array(spacing_mm[::-1])
+    return {"px": points.tolist(), "mm": in_mm.round(3).tolist()}

@@ -45,6 +45,7 @@ GROUPS = {
     "test_export": "training",
     "test_interrupt": "training",
     "test_lv_seg": "training",
+    "test_phantom_camus": "training",
     "test_phantom_echo": "training",
     "test_pipeline": "training",
     "test_progress": "training",

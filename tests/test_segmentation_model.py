@@ -19,7 +19,7 @@ from cardioray.models.segmentation import (
     segmenter_info,
 )
 
-SMALL = SegmentModelConfig(backbone="unet:resnet18", pretrained="none")
+SMALL = SegmentModelConfig(backbone="unet-resnet18", pretrained="none")
 
 
 def model(settings: SegmentModelConfig = SMALL, classes: int = 4) -> SegmentModel:
@@ -55,7 +55,7 @@ def test_normalisation_is_that_of_the_training_pictures() -> None:
     assert {"mean", "std"} <= set(network.state_dict())
 
 
-@pytest.mark.parametrize("name", ["FPN:MobileNet_v2", "unet:tu-resnet10t"])
+@pytest.mark.parametrize("name", ["FPN-MobileNet_v2", "unet-tu-resnet10t"])
 def test_any_architecture_and_encoder_make_a_network(name: str) -> None:
     network = model(SegmentModelConfig(backbone=name, pretrained="none"))
     assert segmenter_info(name).name == name.lower()
@@ -66,10 +66,10 @@ def test_any_architecture_and_encoder_make_a_network(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("resnet34", "architecture:encoder, as in unet:resnet34"),
-        ("unet:resnet99", "resnet34.*Any model of timm works with tu- before its name"),
-        ("vnet:resnet18", "unetplusplus"),
-        ("unet:tu-nothing", "timm knows no model 'nothing'"),
+        ("resnet34", "architecture-encoder, as in unet-resnet34"),
+        ("unet-resnet99", "resnet34.*Any model of timm works with tu- before its name"),
+        ("vnet-resnet18", "unetplusplus"),
+        ("unet-tu-nothing", "timm knows no model 'nothing'"),
     ],
 )
 def test_unknown_names_are_answered_with_known_ones(name: str, reason: str) -> None:
@@ -86,7 +86,7 @@ def test_weights_of_a_whole_network_and_of_an_encoder(tmp_path: Path) -> None:
     save_file(trained.state_dict(), whole)
     save_file({f"module.{k}": v for k, v in trained.net.encoder.state_dict().items()}, encoder)
     for file in (whole, encoder):
-        settings = SegmentModelConfig(backbone="unet:resnet18", weights=str(file))
+        settings = SegmentModelConfig(backbone="unet-resnet18", weights=str(file))
         assert segment_starting_weights(settings, 1, str(tmp_path)) == str(file)
         fresh = model()
         load_segment_weights(fresh, str(file))
@@ -99,11 +99,11 @@ def test_weights_of_a_whole_network_and_of_an_encoder(tmp_path: Path) -> None:
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "other.safetensors"
     save_file(
-        model(SegmentModelConfig(backbone="unet:resnet34", pretrained="none")).state_dict(), file
+        model(SegmentModelConfig(backbone="unet-resnet34", pretrained="none")).state_dict(), file
     )
     with pytest.raises(ValueError, match=r"other\.safetensors"):
         segment_starting_weights(
-            SegmentModelConfig(backbone="unet:resnet18", weights=str(file)), 1, str(tmp_path)
+            SegmentModelConfig(backbone="unet-resnet18", weights=str(file)), 1, str(tmp_path)
         )
 
 
@@ -111,11 +111,11 @@ def test_without_a_hub_it_starts_from_scratch_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    settings = SegmentModelConfig(backbone="unet:resnet18")
+    settings = SegmentModelConfig(backbone="unet-resnet18")
     with caplog.at_level(logging.WARNING):
         assert segment_starting_weights(settings, 1, str(tmp_path)) is None
     assert "starts from scratch" in caplog.text
     with pytest.raises(ValueError, match="pretrained=none to start from scratch"):
         segment_starting_weights(
-            SegmentModelConfig(backbone="unet:resnet18", pretrained="hub"), 1, str(tmp_path)
+            SegmentModelConfig(backbone="unet-resnet18", pretrained="hub"), 1, str(tmp_path)
         )

@@ -123,7 +123,7 @@ def _read_nifti(data: bytes, max_pixels: int) -> tuple[NDArray[Any], tuple[float
     import nibabel  # half a second that files of other kinds need not wait for
 
     # What it says of a header, and mends, is for whoever writes such files.
-    nibabel.imageglobals.logger.setLevel(logging.CRITICAL)
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
     packed = data[:2] == _GZIP
     head = _beginning(data, _HEADER_BYTES) if packed else data[:_HEADER_BYTES]
     image_type = nibabel.Nifti2Image if head[4:7] in (b"n+2", b"ni2") else nibabel.Nifti1Image

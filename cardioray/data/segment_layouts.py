@@ -18,7 +18,14 @@ from cardioray.data.echo_layouts import (
     traced_outline,
     video_stem,
 )
-from cardioray.data.layouts import TABLE_SUFFIXES, as_text, find_table, read_table, relative_files
+from cardioray.data.layouts import (
+    TABLE_SUFFIXES,
+    as_text,
+    find_table,
+    is_phantom,
+    read_table,
+    relative_files,
+)
 from cardioray.data.manifest import Manifest, read_manifest
 from cardioray.targets import RegressionTarget
 
@@ -63,6 +70,8 @@ def read_segment_manifest(
     else:
         manifest = _from_table(data, targets, patient_from)
     table = manifest.table
+    if "phantom" not in table and is_folder and is_phantom(data):
+        table = table.assign(phantom=True)
     for target in targets:
         if target.value_column not in table:
             table = table.assign(**{target.value_column: np.nan})

@@ -206,7 +206,9 @@ def _table_rows(path: str, targets: Sequence[Target]) -> Iterator[tuple[str, Sou
         except ValueError as error:
             raise ValueError(f"{path}, row {number}: {error}") from None
         name = as_text(row[study]) if study else ""
-        view, split = as_text(row.get("view")), as_text(row.get("split"))
+        # Of a frame, the phase belongs to what it shows: "A4C-ED".
+        shown = (as_text(row.get("view")), as_text(row.get("phase")))
+        view, split = "-".join(filter(None, shown)), as_text(row.get("split"))
         yield name, SourceFile(resolve(base, source), selection, view, split)
 
 

@@ -84,6 +84,12 @@ def score_files(
     if read_index(data) is not None:
         raise ValueError(f"{data} holds shards; give the data set that they were made from.")
     task = predictor.task
+    if task.references:
+        raise ValueError(
+            f"{task.name} is scored on label maps when a bundle is made: see outlines in its "
+            "metrics.json, and parts.parquet. Its predictions.parquet is scored with "
+            "--predictions."
+        )
     manifest = task.read_manifest(data, patient_from)
     labels = encode_labels(task, manifest.table)
     own = _own_predictions(predictor.bundle, manifest)

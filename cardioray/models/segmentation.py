@@ -31,7 +31,7 @@ class SegmenterInfo:
     """What is known of a segmentation network before it is built.
 
     Attributes:
-        name: "architecture:encoder", as in configs and leaderboards.
+        name: "architecture-encoder", as in configs and leaderboards.
         architecture: one that segmentation_models.pytorch has ("unet").
         encoder: one that it has ("resnet34"), or "tu-" and the name of a timm model.
     """
@@ -46,13 +46,13 @@ SEGMENTERS: Registry[SegmenterInfo] = Registry("segmentation network")
 
 def _add(*names: str) -> None:
     for name in names:
-        architecture, _, encoder = name.partition(":")
+        architecture, _, encoder = name.partition("-")
         SEGMENTERS.add(name, SegmenterInfo(name=name, architecture=architecture, encoder=encoder))
 
 
 # One of each kind that is compared by "all"; the third is EchoEF-Net's.
-_add("unet:resnet18", "unet:resnet34", "unet:tu-efficientnet_b4", "unetplusplus:resnet18")
-_add("fpn:resnet18", "linknet:resnet18", "deeplabv3plus:resnet18", "segformer:mit_b0")
+_add("unet-resnet18", "unet-resnet34", "unet-tu-efficientnet_b4", "unetplusplus-resnet18")
+_add("fpn-resnet18", "linknet-resnet18", "deeplabv3plus-resnet18", "segformer-mit_b0")
 
 
 @lru_cache(maxsize=64)
@@ -65,12 +65,12 @@ def segmenter_info(name: str) -> SegmenterInfo:
     key = name.lower()
     if key in SEGMENTERS:
         return SEGMENTERS.get(key)
-    architecture, colon, encoder = key.partition(":")
-    if not colon:
-        example = f"unet:{key}" if key else "unet:resnet34"
+    architecture, dash, encoder = key.partition("-")
+    if not dash:
+        example = f"unet-{key}" if key else "unet-resnet34"
         raise ValueError(
             f"{unknown_name('segmentation network', name, SEGMENTERS)} Others are written "
-            f"architecture:encoder, as in {example}."
+            f"architecture-encoder, as in {example}."
         )
     import segmentation_models_pytorch as smp
     import timm
@@ -91,7 +91,7 @@ class SegmentModelConfig:
     """A segmentation network.
 
     Attributes:
-        backbone: "architecture:encoder"; one of `SEGMENTERS`, or any that the library has.
+        backbone: "architecture-encoder"; one of `SEGMENTERS`, or any that the library has.
         pretrained: "hub" takes the published ImageNet weights of the encoder and fails without
             them, "auto" takes them when they can be reached and says so when not, "none" starts
             from scratch.
@@ -99,7 +99,7 @@ class SegmentModelConfig:
             of a bundle, or of its encoder; wins over `pretrained`.
     """
 
-    backbone: str = "unet:resnet34"
+    backbone: str = "unet-resnet34"
     pretrained: Literal["auto", "hub", "none"] = "auto"
     weights: str | None = None
 

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cardioray.data.label_maps import ATRIUM, BACKGROUND, CAVITY, MYOCARDIUM
 from cardioray.phantoms.drawing import Stream, stream
 from cardioray.phantoms.echo_config import EchoPhantomConfig
 from cardioray.phantoms.echo_patient import (
@@ -27,6 +28,9 @@ from cardioray.phantoms.ventricle import TRUNCATION, Ventricle, contraction_at
 Floats = NDArray[np.float32]
 
 _THETAS = 512
+
+# By which share of itself the atrium is wider while the ventricle is contracted.
+_ATRIUM_SWELLS = 0.14
 
 # Amplitudes of tissue.
 _MUSCLE, _BORDER, _PERICARDIUM, _SCAR, _VALVE, _OTHER = 0.3, 0.5, 1.0, 0.9, 0.8, 0.22
@@ -101,6 +105,49 @@ def render_view(patient: EchoPatient, view: ViewName, config: EchoPhantomConfig)
         rhythm=rhythm,
         cm_per_px=scan.cm_per_px,
         outlines=outlines,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Systole:
+    """The frames from end diastole to end systole, with their truth.
+
+    Attributes:
+        frames: grey, (T, size, size).
+        labels: label maps, (T, size, size).
+        fps: frames a second.
+        spacing_mm: height and width of a pixel.
+    """
+
+    frames: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    fps: float
+    spacing_mm: float
+
+
+def render_systole(patient: EchoPatient, view: ViewName, config: EchoPhantomConfig) -> Systole:
+    """Render half a beat of a view, whose label maps are known; the scanner of `render_view`."""
+    number = VIEWS.index(view)
+    rhythm = draw_rhythm(
+        stream(patient.seed, patient.index, Stream.MOTION, number),
+        config,
+        irregular=patient.irregular,
+    )
+    pose = _draw_pose(stream(patient.seed, patient.index, Stream.VIEW, number), view, config)
+    scan = Scan.draw(stream(patient.seed, patient.index, Stream.SCENE, number), config)
+    noise = stream(patient.seed, patient.index, Stream.NOISE, number)
+    heart = _Heart.of(patient.ventricle, view, pose, scan)
+    beat = rhythm.beats[rhythm.traced]
+    count = max(2, 1 + round((beat.end_systole_s - beat.start_s) * rhythm.fps))
+    moments = np.linspace(beat.start_s, beat.end_systole_s, count)
+    contractions = [contraction_at(rhythm.beats, float(moment)) for moment in moments]
+    contractions[0], contractions[-1] = 0.0, 1.0  # which the volumes are known of
+    frames = [scan.show(*heart.at(contraction, 0.0), noise) for contraction in contractions]
+    return Systole(
+        frames=np.stack(frames),
+        labels=np.stack([heart.label_map(scan, contraction) for contraction in contractions]),
+        fps=rhythm.fps,
+        spacing_mm=10 * scan.cm_per_px,
     )
 
 
@@ -232,7 +279,7 @@ class _Heart:
         contraction: float,
     ) -> None:
         """Atria, the right ventricle, the aorta: dark, with thin walls."""
-        swelling = np.float32(1 + 0.14 * contraction)
+        swelling = np.float32(1 + _ATRIUM_SWELLS * contraction)
         below = along - base
         if self.view == "PLAX":
             # The septum is on the side of the probe, that is, aside < 0 is below... see the pose.
@@ -287,6 +334,37 @@ class _Heart:
             flat[near[line < 0.1]] = _VALVE
             ring = np.hypot(along - base, aside - np.float32(hinge)) < 0.22
             flat[near[ring]] = _PERICARDIUM
+
+    def label_map(self, scan: Scan, contraction: float) -> NDArray[np.uint8]:
+        """Which structure each pixel of the picture shows, (size, size); see `label_maps`."""
+        px = (np.arange(scan.size) + 0.5) * scan.cm_per_px
+        dx = (px - scan.size * scan.cm_per_px / 2)[None] - self.pose.apex[0]
+        dy = px[:, None] - self.pose.apex[1]
+        axis, across = self.pose.axis, self.pose.aside
+        along = (dx * axis[0] + dy * axis[1]) / (1 - self.pose.shortening)
+        aside = dx * across[0] + dy * across[1]
+        semi = self.ventricle.long_semi_axis_cm(contraction)
+        below = along - semi * (1 + TRUNCATION)
+        rho = np.hypot(semi - along, aside)
+        theta = np.arctan2(np.abs(aside), semi - along)
+        now = self.plane.cavity(contraction)
+        outer = np.cbrt((self.plane.start + self.plane.wall) ** 3 - self.plane.start**3 + now**3)
+        cavity, wall = (
+            np.where(
+                aside < 0,
+                np.interp(theta, self.plane.thetas[_THETAS:], reach[_THETAS:]),
+                np.interp(theta, self.plane.thetas[:_THETAS], reach[:_THETAS]),
+            )
+            for reach in (now, outer)
+        )
+        swelling = 1 + _ATRIUM_SWELLS * contraction
+        atrium = np.hypot((below - 2.2) / (2.3 * swelling), (aside - 0.1) / (2.0 * swelling))
+        labels = np.zeros((scan.size, scan.size), np.uint8)
+        labels[(below > 0) & (atrium < 1)] = ATRIUM
+        labels[(below <= 0) & (rho < wall)] = MYOCARDIUM
+        labels[(below <= 0) & (rho < cavity)] = CAVITY
+        labels[~scan.inside] = BACKGROUND
+        return labels
 
     def outline(self, contraction: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Long axis (2, 2) and 20 chords across it (20, 2, 2), in cm of the picture."""

@@ -9,7 +9,7 @@ import functools
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -149,8 +149,18 @@ class Answerer:
                 "The file is damaged in a way that the decoder did not expect."
             ) from None
 
-    async def answer(self, model: Model, samples: Sequence[DecodedSample]) -> dict[str, Any]:
+    async def answer(
+        self,
+        model: Model,
+        samples: Sequence[DecodedSample],
+        options: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """The answer for the frames of one study.
+
+        Args:
+            model: who answers.
+            samples: the frames.
+            options: what else its predictor's `answer` takes.
 
         Raises:
             Problem: when no cine shows what the model has learned, or the replicas with the
@@ -160,13 +170,15 @@ class Answerer:
         with self._overload_told():
             outputs = await model.engine.infer(samples)
         seconds = time.perf_counter() - started
+        answering: Callable[..., dict[str, Any]] = model.predictor.answer
+        put_together = functools.partial(answering, **(options or {}))
         try:
-            if len(samples) <= _AT_ONCE:
-                answer = model.predictor.answer(samples, outputs)
+            if len(samples) <= _AT_ONCE and not model.predictor.task.references:
+                answer = put_together(samples, outputs)
             else:
                 loop = asyncio.get_running_loop()
                 answer = await loop.run_in_executor(
-                    self._threads.decode, model.predictor.answer, samples, outputs
+                    self._threads.decode, put_together, samples, outputs
                 )
         except UnreadableImage as error:  # none of the cines shows what the model has learned
             raise unreadable(str(error)) from None
@@ -250,7 +262,10 @@ def _views_of(model: Model, views: Sequence[str], files: int) -> list[str]:
     if not views:
         return [""] * files
     if not model.predictor.task.takes_views:
-        raise malformed(f"Leave out ?view=: {model.predictor.task.name} is not about cines.")
+        raise malformed(
+            f"Leave out views, and send files in the field file: {model.predictor.task.name} is "
+            "about single pictures."
+        )
     if len(views) != files:
         raise malformed(f"{len(views)} ?view= for {files} files; give one for each, in order.")
     return list(views)

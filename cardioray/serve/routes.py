@@ -17,6 +17,7 @@ from cardioray import __version__
 from cardioray.bundle import CARD
 from cardioray.data.decoding import DecodedSample
 from cardioray.data.frames import FrameSelection
+from cardioray.segments import MaskFormat, SegmentPredictor, with_spacing
 from cardioray.serve.hosting import Model, check_ready, describe
 from cardioray.serve.middleware import (
     Gatekeeper,
@@ -26,7 +27,7 @@ from cardioray.serve.middleware import (
 )
 from cardioray.serve.problems import PROBLEM_JSON, Problem, malformed, size_text
 from cardioray.serve.schemas import ProblemDetails, answer_schema, document, request_body
-from cardioray.serve.upload import read_upload
+from cardioray.serve.upload import SentFile, read_upload
 
 if TYPE_CHECKING:
     from cardioray.serve.replica import Answerer
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
 ASSETS = "/docs-assets"
 # Probes have no key, and the documentation holds no secret; a browser could not send a key for it.
 OPEN_PATHS = ("/live", "/ready", "/docs", "/openapi.json", ASSETS)
-_PARAMETERS = {"frame", "model", "overlay", "view"}
+_OF_OUTLINES = ("spacing_mm", "masks", "contours")
+_PARAMETERS = {"frame", "model", "overlay", "view", *_OF_OUTLINES}
+_LARGEST_PIXEL_MM = 20.0
 _FRAME = (
     "chooses among the frames of a file: all, contrast, one such as 12, or a range such as 10-20, "
     "counted from 0"
@@ -50,8 +53,21 @@ Views = Annotated[
     Query(description="View of each file in order, empty where unknown; of models of cines"),
 ]
 OverlayMethod = Annotated[
-    Literal["gradcam", "gradcam++", "scorecam"] | None,
-    Query(description="Heat map to add to the frames"),
+    Literal["gradcam", "gradcam++", "scorecam", "outlines"] | None,
+    Query(description="Heat map to add to the frames; outlines of a segmentation"),
+]
+Spacing = Annotated[
+    str | None,
+    Query(
+        max_length=40,
+        description="Height and width of a pixel in mm, such as 0.31,0.31, where files do not say",
+    ),
+]
+Masks = Annotated[
+    MaskFormat | None, Query(description="Label map of every frame, of a segmentation")
+]
+Contours = Annotated[
+    bool, Query(description="Outline of every structure in px and mm, of a segmentation")
 ]
 
 
@@ -100,6 +116,9 @@ def _add_answers(app: FastAPI, replica: Answerer) -> None:
         frame: Frame = None,
         overlay: OverlayMethod = None,
         view: Views = None,
+        spacing_mm: Spacing = None,
+        masks: Masks = None,
+        contours: Contours = False,
     ) -> Response:
         """Answer for one study: one or several files, each with one or several frames."""
         record = record_of(request)
@@ -107,9 +126,20 @@ def _add_answers(app: FastAPI, replica: Answerer) -> None:
         _refuse_unknown_frame(frame)
         chosen = replica.catalogue.get(model)
         record.model = chosen.name
+        options: dict[str, Any] = {}
+        spacing = _spacing(spacing_mm)
+        if isinstance(chosen.predictor, SegmentPredictor):
+            options = {"masks": masks, "contours": contours}
+        elif overlay == "outlines":
+            raise malformed(f"Ask for a heat map: {chosen.predictor.task.name} draws no outlines.")
+        elif given := [name for name in _OF_OUTLINES if name in request.query_params]:
+            task = chosen.predictor.task.name
+            raise malformed(f"Leave out {', '.join(given)}: {task} draws no outlines.")
         drawn = replica.settings.limits.max_overlays if overlay else 0
         samples = await _read_study(request, replica, chosen, frame, drawn, view or ())
-        answer = await replica.answer(chosen, samples)
+        if spacing is not None:
+            samples = [with_spacing(sample, spacing) for sample in samples]
+        answer = await replica.answer(chosen, samples, options)
         if overlay:
             answer["overlays"] = await _overlays(replica, chosen, samples[:drawn], overlay)
         return JSONResponse({**answer, "request_id": record.request_id})
@@ -136,8 +166,10 @@ async def _read_study(
     record, limits = record_of(request), replica.settings.limits
     try:
         files = await read_upload(request, limits)
-        record.received = sum(len(file) for file in files)
-        samples = await replica.decode(model, files, frame, pictures, views)
+        record.received = sum(len(file.content) for file in files)
+        said = _said_views(files, views)
+        contents = [file.content for file in files]
+        samples = await replica.decode(model, contents, frame, pictures, said)
     except Problem as problem:
         accepted = model.predictor.task.decoder.accepted
         problem.accepted = (
@@ -147,6 +179,16 @@ async def _read_study(
         raise
     record.frames = len(samples)
     return samples
+
+
+def _said_views(files: Sequence[SentFile], views: Sequence[str]) -> list[str]:
+    """The view of each file, from its field or from the query; () where neither says any."""
+    by_field = [file.view for file in files]
+    if not any(by_field):
+        return list(views)
+    if views:
+        raise malformed("Say views by the fields of the files, or by ?view=, not by both.")
+    return by_field
 
 
 async def _overlays(
@@ -170,6 +212,21 @@ def _refuse_unknown_parameters(request: Request) -> None:
         raise malformed(
             f"{len(unknown)} unknown query parameter(s). Known: {', '.join(sorted(_PARAMETERS))}."
         )
+
+
+def _spacing(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        height, width = (float(part) for part in text.split(","))
+    except ValueError:
+        height = width = 0.0
+    if not (0 < height < _LARGEST_PIXEL_MM and 0 < width < _LARGEST_PIXEL_MM):
+        raise malformed(
+            "spacing_mm is the height and the width of a pixel in mm, two numbers above 0 with a "
+            "comma between them, such as 0.31,0.31."
+        )
+    return height, width
 
 
 def _refuse_unknown_frame(frame: str | None) -> None:

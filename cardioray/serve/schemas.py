@@ -9,7 +9,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, Field, create_model
 
 from cardioray.predictor import Predictor
-from cardioray.serve.upload import ACCEPTED_TYPES
+from cardioray.segments import SegmentPredictor
+from cardioray.serve.upload import ACCEPTED_TYPES, VIEW_FIELDS
 from cardioray.studies import StudyPredictor
 from cardioray.targets import questions
 from cardioray.tasks.echo_ef import EchoEfTask
@@ -36,8 +37,8 @@ class NumberAnswer(BaseModel):
     """A predicted number with its conformal interval."""
 
     value: float
-    low: float
-    high: float
+    low: float | None = Field(description="Null where nothing bounds it")
+    high: float | None = Field(description="Null where nothing bounds it")
     unit: str
 
 
@@ -103,6 +104,49 @@ class StudyCineAnswer(CineAnswer):
     used: bool = Field(description="False where the cine took no part in the answer")
 
 
+class SegmentNumberAnswer(NumberAnswer):
+    """A number that is measured on outlines."""
+
+    uncalibrated: float = Field(description="As it was measured")
+
+
+class VolumesAnswer(BaseModel):
+    """What outlines amount to, not calibrated."""
+
+    edv_ml: float
+    esv_ml: float
+    ef_percent: float
+    method: str
+    views: list[str] = Field(description="Views that the volumes rest on")
+
+
+class SegmentBeatAnswer(BaseModel):
+    """One beat of a cine."""
+
+    view: str
+    ed_frame: int
+    es_frame: int
+    ef_percent: float | None = Field(description="By this view alone")
+
+
+class OutlineAnswer(BaseModel):
+    """What is measured of one frame."""
+
+    view: str
+    phase: str | None = Field(description="Null in a cine")
+    frame: int = Field(description="Number in its file, from 0")
+    area_cm2: dict[str, float]
+    length_mm: float | None = Field(description="From mitral plane to apex; null without a cavity")
+    mask: dict[str, Any] | None = Field(
+        None,
+        description="With ?masks=: `png`, a data: URI of labels 1 cavity, 2 myocardium, 3 atrium; "
+        "or `size` and `runs`, by structure lengths of runs outside and inside, row after row",
+    )
+    contours: dict[str, dict[str, list[list[float]]]] | None = Field(
+        None, description="With ?contours=true: by structure points in `px` and `mm`, x before y"
+    )
+
+
 class ProblemDetails(BaseModel):
     """An error by RFC 9457."""
 
@@ -118,7 +162,10 @@ def answer_schema(predictor: Predictor) -> type[BaseModel]:
     """The shape of the answers of a task."""
     fused = isinstance(predictor, StudyPredictor)
     binary = FusedBinaryAnswer if fused else BinaryAnswer
-    number = FusedNumberAnswer if fused else NumberAnswer
+    number: type[NumberAnswer] = FusedNumberAnswer if fused else NumberAnswer
+    outlined = isinstance(predictor, SegmentPredictor)
+    if outlined:
+        number = SegmentNumberAnswer
     cine: type[BaseModel] = StudyCineAnswer if fused else CineAnswer
     fields: dict[str, Any] = {
         target.name: (binary if target.kind == "binary" else number, ...)
@@ -127,6 +174,10 @@ def answer_schema(predictor: Predictor) -> type[BaseModel]:
     if isinstance(predictor.task, VideoTask):
         fields["cines"] = (list[cine], ...)  # type: ignore[valid-type]
         fields |= dict.fromkeys(questions(predictor.task.targets), (ChoiceAnswer, ...))
+    if outlined:
+        fields["volumes"] = (VolumesAnswer, ...)
+        fields["beats"] = (list[SegmentBeatAnswer], ...)
+        fields["outlines"] = (list[OutlineAnswer], ...)
     if fused:
         fields["views"] = (list[str], Field(description="Views that the answer rests on"))
     if isinstance(predictor.task, EchoEfTask):
@@ -153,7 +204,11 @@ def request_body() -> dict[str, Any]:
     file = {"type": "string", "format": "binary"}
     form = {
         "type": "object",
-        "properties": {"file": file, "files": {"type": "array", "items": file}},
+        "properties": {
+            "file": file,
+            "files": {"type": "array", "items": file},
+            **dict.fromkeys(VIEW_FIELDS, file),
+        },
     }
     content: dict[str, Any] = {"multipart/form-data": {"schema": form}}
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from typing import NamedTuple
 
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -14,6 +15,11 @@ from cardioray.serve.problems import Problem, malformed, too_large, unreadable, 
 from cardioray.serve.settings import Limits
 
 FIELDS = ("file", "files")
+# Fields that say which view a file shows, and of a single frame its phase.
+VIEW_FIELDS = {
+    **{"a4c_ed": "A4C-ED", "a4c_es": "A4C-ES", "a2c_ed": "A2C-ED", "a2c_es": "A2C-ES"},
+    **{"a4c": "A4C", "a2c": "A2C"},
+}
 ACCEPTED_TYPES = ("image/*", "video/*", "application/dicom", "application/octet-stream")
 ACCEPTED = (
     f"Send the files as multipart/form-data in fields named {' or '.join(FIELDS)}, or one file as "
@@ -23,12 +29,24 @@ _MAX_TEXT_FIELDS = 16
 _LINGER_S = 5.0
 
 
+class SentFile(NamedTuple):
+    """A file of a request.
+
+    Attributes:
+        content: its bytes.
+        view: what its field says that it shows; "" in a field that says nothing.
+    """
+
+    content: bytes
+    view: str = ""
+
+
 class _InMemoryParser(MultiPartParser):
     # SpooledTemporaryFile moves to the disk beyond this size, and never when it is 0.
     spool_max_size = 0
 
 
-async def read_upload(request: Request, limits: Limits) -> list[bytes]:
+async def read_upload(request: Request, limits: Limits) -> list[SentFile]:
     """Read the files of a request.
 
     Args:
@@ -36,7 +54,7 @@ async def read_upload(request: Request, limits: Limits) -> list[bytes]:
         limits: enforced while the body is read.
 
     Returns:
-        The content of each file, in order. Names and headers of the parts are dropped.
+        The files in order. Their names, and the headers of the parts, are dropped.
 
     Raises:
         Problem: when the type is not accepted, a limit is passed, or there is no file.
@@ -54,7 +72,7 @@ async def read_upload(request: Request, limits: Limits) -> list[bytes]:
         async with asyncio.timeout(limits.upload_s):
             if kind == "multipart/form-data":
                 return await _read_multipart(request, body, limits)
-            return [b"".join([chunk async for chunk in body])]
+            return [SentFile(b"".join([chunk async for chunk in body]))]
     except TimeoutError:
         raise Problem(
             "upload-timeout",
@@ -66,7 +84,7 @@ async def read_upload(request: Request, limits: Limits) -> list[bytes]:
 
 async def _read_multipart(
     request: Request, body: AsyncGenerator[bytes, None], limits: Limits
-) -> list[bytes]:
+) -> list[SentFile]:
     parser = _InMemoryParser(
         request.headers, body, max_files=limits.max_files, max_fields=_MAX_TEXT_FIELDS
     )
@@ -75,10 +93,16 @@ async def _read_multipart(
     except MultiPartException as error:
         raise malformed(f"The multipart body is broken: {error.message} {ACCEPTED}") from None
     try:
-        files = [v for name in FIELDS for v in form.getlist(name) if isinstance(v, UploadFile)]
+        fields = {**dict.fromkeys(FIELDS, ""), **VIEW_FIELDS}
+        files = [
+            (value, view)
+            for name, view in fields.items()
+            for value in form.getlist(name)
+            if isinstance(value, UploadFile)
+        ]
         if not files:
             raise unreadable(f"The upload holds no file, or ends before it does. {ACCEPTED}")
-        return [await file.read() for file in files]
+        return [SentFile(await file.read(), view) for file, view in files]
     finally:
         await form.close()
 

@@ -59,7 +59,7 @@ from cardioray.tasks.base import (
 StructureName = Literal["cavity", "myocardium", "atrium"]
 
 EF_TARGET = RegressionTarget(
-    name="ef", value_column="ef", unit="%", high=100.0, cutoffs=(40.0, 50.0)
+    name="ef", value_column="ef", unit="%", low=0.0, high=100.0, cutoffs=(40.0, 50.0)
 )
 EDV_TARGET = RegressionTarget(name="edv", value_column="edv_ml", unit="ml", low=0.0)
 ESV_TARGET = RegressionTarget(name="esv", value_column="esv_ml", unit="ml", low=0.0)
@@ -173,7 +173,7 @@ class LvSegTask(Task):
         return (MASKS,)
 
     def backbones(self, pattern: str) -> list[str]:
-        """Wildcards go over the registered networks; any other architecture:encoder works, too."""
+        """Wildcards go over the registered networks; any other architecture-encoder works, too."""
         if any(sign in pattern for sign in "*?["):
             return SEGMENTERS.matching(pattern.lower())
         return [segmenter_info(pattern).name]

@@ -6,7 +6,7 @@ import logging
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,7 @@ from cardioray import bundle as bundles
 from cardioray import config
 from cardioray.data.shards import ShardSet
 from cardioray.evaluation.report import Evaluation, title_of
+from cardioray.evaluation.segment_report import OutlineFigures
 from cardioray.models.gate import InputGate
 from cardioray.tasks.base import LabelStatistics
 from cardioray.training.settings import RunConfig
@@ -213,6 +214,7 @@ def model_card(
     tolerance: Mapping[str, Any],
     gate: InputGate,
     folder: Path,
+    outlines: Sequence[OutlineFigures] = (),
 ) -> str:
     """The README of a bundle."""
     return render_card(
@@ -222,6 +224,7 @@ def model_card(
         evaluations=evaluations,
         tolerance=tolerance,
         inputs=gate.summary(),
+        outlines=outlines,
         example_file=source.run.task.example_file,
     )
 

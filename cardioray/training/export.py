@@ -31,6 +31,7 @@ from cardioray.evaluation.operating_point import (
 )
 from cardioray.evaluation.predictions import check_predictions, select_split
 from cardioray.evaluation.report import evaluate, write_plots
+from cardioray.evaluation.segment_report import OutlineFigures, outline_figures
 from cardioray.models.gate import InputGate
 from cardioray.models.runtime import (
     FEATURES,
@@ -49,6 +50,7 @@ from cardioray.predictor import (
     digest_numbers,
 )
 from cardioray.targets import BinaryTarget, RegressionTarget
+from cardioray.tasks.lv_seg import LvSegTask
 from cardioray.training.description import (
     BundleSource,
     bundle_metadata,
@@ -108,10 +110,13 @@ def _write_files(source: BundleSource, folder: Path) -> None:
     tolerance = _export(source, model, images, folder)
     (folder / TOLERANCE).write_bytes(dump_json(tolerance))
     (folder / "preprocess.json").write_bytes(dump_json(_preprocess(source)))
-    metrics = {
+    metrics: dict[str, Any] = {
         "targets": {name: value.to_dict() for name, value in evaluations.items()},
         "comparison": source.comparison,
     }
+    outlines = _outlines(source)
+    if outlines:
+        metrics["outlines"] = [found.to_dict() for found in outlines]
     (folder / "metrics.json").write_bytes(dump_json(metrics))
     source.predictions.to_parquet(folder / PREDICTIONS, index=False)
     if source.parts is not None:
@@ -120,8 +125,16 @@ def _write_files(source: BundleSource, folder: Path) -> None:
     metadata = bundle_metadata(source)
     (folder / bundles.METADATA).write_bytes(dump_json(metadata))
     (folder / bundles.CARD).write_text(
-        model_card(source, metadata, evaluations, tolerance, gate, folder)
+        model_card(source, metadata, evaluations, tolerance, gate, folder, outlines)
     )
+
+
+def _outlines(source: BundleSource) -> list[OutlineFigures]:
+    """Figures of outlines on test patients, of tasks that draw any."""
+    task = source.run.task
+    if source.parts is None or not isinstance(task, LvSegTask):
+        return []
+    return outline_figures(source.parts, task.settings.structures, seed=source.run.train.seed)
 
 
 def _operating_point(
