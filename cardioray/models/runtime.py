@@ -88,6 +88,9 @@ class OpenVinoRuntime:
         properties: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
+            # Every process would tie its threads to the first cores of the machine, and replicas
+            # and actors beside one another would share these and leave the others idle.
+            "ENABLE_CPU_PINNING": False,
         }
         if num_threads is not None:
             properties["INFERENCE_NUM_THREADS"] = num_threads
