@@ -18,6 +18,7 @@ import tiny_segments as tiny
 from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
+from ray import serve
 
 import cardioray
 from cardioray.bundle import open_bundle
@@ -229,6 +230,7 @@ def url(trained: Any) -> Iterator[str]:
         yield serving.urls["lv-seg"]
     finally:
         serving.stop()
+        serve.shutdown()  # the next file listens elsewhere
 
 
 FIELDS = ("a4c_ed", "a4c_es", "a2c_ed", "a2c_es")

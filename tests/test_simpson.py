@@ -83,7 +83,8 @@ def test_the_wall_shows_base_and_apex(
     # Integral of the round discs from the apex (-1/2) to the plane at +0.2 of the length.
     part = 0.7 - 4 / 3 * (0.2**3 + 0.5**3)
     volume = np.pi / 4 * share**2 * length**3 * part * 1e-3
-    assert simpson.single_plane_discs_ml(found) == pytest.approx(volume, rel=0.015)
+    # The plane may lie anywhere in a row of pixels, of which the shortest ventricle has eighty.
+    assert simpson.single_plane_discs_ml(found) == pytest.approx(volume, rel=0.02)
 
 
 @given(AXES, PIXEL, st.floats(0, 2 * np.pi))

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 ASSETS = "/docs-assets"
 # Probes have no key, and the documentation holds no secret; a browser could not send a key for it.
 OPEN_PATHS = ("/live", "/ready", "/docs", "/openapi.json", ASSETS)
-_OF_OUTLINES = ("spacing_mm", "masks", "contours")
-_PARAMETERS = {"frame", "model", "overlay", "view", *_OF_OUTLINES}
+_PARAMETERS = {"frame", "model", "overlay", "view"}
+_OF_OUTLINES = {"spacing_mm", "masks", "contours"}
 _LARGEST_PIXEL_MM = 20.0
 _FRAME = (
     "chooses among the frames of a file: all, contrast, one such as 12, or a range such as 10-20, "
@@ -109,6 +109,8 @@ def _add_answers(app: FastAPI, replica: Answerer) -> None:
     statuses = (400, 401, 404, 408, 413, 415, 422, 500, 503)
     documented: dict[int | str, dict[str, Any]] = dict.fromkeys(statuses, problem)
     documented[200] = {"model": schema}
+    outlines = isinstance(replica.catalogue.default.predictor, SegmentPredictor)
+    known = _PARAMETERS | (_OF_OUTLINES if outlines else set())
 
     async def predict(
         request: Request,
@@ -122,7 +124,7 @@ def _add_answers(app: FastAPI, replica: Answerer) -> None:
     ) -> Response:
         """Answer for one study: one or several files, each with one or several frames."""
         record = record_of(request)
-        _refuse_unknown_parameters(request)
+        _refuse_unknown_parameters(request, known)
         _refuse_unknown_frame(frame)
         chosen = replica.catalogue.get(model)
         record.model = chosen.name
@@ -132,9 +134,6 @@ def _add_answers(app: FastAPI, replica: Answerer) -> None:
             options = {"masks": masks, "contours": contours}
         elif overlay == "outlines":
             raise malformed(f"Ask for a heat map: {chosen.predictor.task.name} draws no outlines.")
-        elif given := [name for name in _OF_OUTLINES if name in request.query_params]:
-            task = chosen.predictor.task.name
-            raise malformed(f"Leave out {', '.join(given)}: {task} draws no outlines.")
         drawn = replica.settings.limits.max_overlays if overlay else 0
         samples = await _read_study(request, replica, chosen, frame, drawn, view or ())
         if spacing is not None:
@@ -207,10 +206,10 @@ async def _overlays(
     return overlays
 
 
-def _refuse_unknown_parameters(request: Request) -> None:
-    if unknown := set(request.query_params) - _PARAMETERS:
+def _refuse_unknown_parameters(request: Request, known: set[str]) -> None:
+    if unknown := set(request.query_params) - known:
         raise malformed(
-            f"{len(unknown)} unknown query parameter(s). Known: {', '.join(sorted(_PARAMETERS))}."
+            f"{len(unknown)} unknown query parameter(s). Known: {', '.join(sorted(known))}."
         )
 
 
