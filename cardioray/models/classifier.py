@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from pydantic import field_validator
 from torch import Tensor, nn
 
-from cardioray import storage
 from cardioray.config import config
 from cardioray.models.backbones import Backbone, BackboneInfo, backbone_info
+from cardioray.models.fitting import GivenWeights
 
 
 @config
@@ -44,13 +43,7 @@ class ImageModelConfig:
     backbone: str = "densenet169"
     head: HeadConfig = HeadConfig()
     pretrained: str = "auto"
-    weights: str | None = None
-
-    @field_validator("weights")
-    @classmethod
-    def _absolute(cls, value: str | None) -> str | None:
-        # Trials and workers run in folders of their own.
-        return None if value is None else storage.absolute(value)
+    weights: GivenWeights = None
 
     def __post_init__(self) -> None:
         backbone_info(self.backbone)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator
 from torch import Tensor, nn
+
+from cardioray import storage
 
 # Attributes under which trainers keep a network: Lightning, EchoNet, others.
 PREFIXES = ("model.", "m.", "net.", "backbone.")
@@ -18,6 +21,14 @@ _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 _COUNTS = "num_batches_tracked"
 _SHOWN = 3
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else storage.absolute(path)
+
+
+# A file of weights in a config, by its full path: trials and workers run in folders of their own.
+GivenWeights = Annotated[str | None, AfterValidator(_absolute)]
 
 
 def plain_names(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

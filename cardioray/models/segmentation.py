@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
 import torch
-from pydantic import field_validator
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from cardioray import storage
 from cardioray.config import config
-from cardioray.models.fitting import fit_to_network
-from cardioray.models.weights import read_weights
+from cardioray.models.fitting import GivenWeights, fit_to_network
+from cardioray.models.weights import (
+    NotToBeHadError,
+    one_line,
+    published_or_scratch,
+    read_weights,
+)
 from cardioray.registry import Registry, unknown_name
-
-log = logging.getLogger(__name__)
 
 MASKS = "masks"
 _LIBRARY = "segmentation_models_pytorch"
@@ -101,13 +101,7 @@ class SegmentModelConfig:
 
     backbone: str = "unet-resnet34"
     pretrained: Literal["auto", "hub", "none"] = "auto"
-    weights: str | None = None
-
-    @field_validator("weights")
-    @classmethod
-    def _absolute(cls, value: str | None) -> str | None:
-        # Trials and workers run in folders of their own.
-        return None if value is None else storage.absolute(value)
+    weights: GivenWeights = None
 
     def __post_init__(self) -> None:
         segmenter_info(self.backbone)
@@ -197,20 +191,8 @@ def segment_starting_weights(settings: SegmentModelConfig, channels: int, cache:
             model = SegmentModel(settings, channels=channels, classes=_classes_of(state))
         _fitted(model, state, settings.weights)
         return settings.weights
-    if settings.pretrained == "none":
-        return None
     path = storage.join(cache, f"{info.encoder}-{channels}ch-imagenet.safetensors")
-    if storage.exists(path):
-        return path
-    reason = _fetch(info, channels, path)
-    if reason is None:
-        return path
-    if settings.pretrained == "hub":
-        raise ValueError(
-            f"{reason}; pass model.weights=FILE, or model.pretrained=none to start from scratch."
-        )
-    log.warning("%s: training starts from scratch, the frozen stage is left out.", reason)
-    return None
+    return published_or_scratch(settings.pretrained, path, lambda: _published(info, channels))
 
 
 def load_segment_weights(model: SegmentModel, path: str) -> None:
@@ -238,8 +220,12 @@ def _classes_of(state: dict[str, Tensor]) -> int:
     return len(heads[0]) if heads else 1
 
 
-def _fetch(info: SegmenterInfo, channels: int, path: str) -> str | None:
-    """Fetch published weights of an encoder to a file; why not, or None where it is there now."""
+def _published(info: SegmenterInfo, channels: int) -> dict[str, Tensor]:
+    """The ImageNet weights of an encoder.
+
+    Raises:
+        NotToBeHadError: when there are none, or they cannot be fetched.
+    """
     import httpx
     import segmentation_models_pytorch as smp
     from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
@@ -251,9 +237,10 @@ def _fetch(info: SegmenterInfo, channels: int, path: str) -> str | None:
             httpx.head(ENDPOINT, timeout=5.0)
         encoder = smp.encoders.get_encoder(info.encoder, in_channels=channels, weights="imagenet")
     except KeyError:
-        return f"nobody publishes {what}"
-    except (httpx.HTTPError, OSError, RuntimeError) as error:
-        return f"{what} cannot be had from {ENDPOINT} ({type(error).__name__})"
-    state = {key: value.contiguous() for key, value in encoder.state_dict().items()}
-    storage.write_bytes(path, save(state))
-    return None
+        raise NotToBeHadError(f"nobody publishes {what}") from None
+    except (httpx.HTTPError, OSError, RuntimeError) as error:  # timm's word for none is the last
+        raise NotToBeHadError(
+            f"{what} cannot be had from {ENDPOINT} ({one_line(error)})"
+        ) from error
+    state: dict[str, Tensor] = encoder.state_dict()
+    return state

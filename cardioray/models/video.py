@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from cardioray import storage
 from cardioray.config import config
+from cardioray.models.fitting import GivenWeights
 from cardioray.registry import Registry
 
 PUBLISHED_WIDTH = 64
@@ -85,14 +85,8 @@ class VideoModelConfig:
 
     backbone: str = "r2plus1d_18"
     pretrained: Literal["auto", "hub", "none"] = "auto"
-    weights: str | None = None
+    weights: GivenWeights = None
     dropout: float = Field(default=0.0, ge=0, lt=1)
-
-    @field_validator("weights")
-    @classmethod
-    def _absolute(cls, value: str | None) -> str | None:
-        # Trials and workers run in folders of their own.
-        return None if value is None else storage.absolute(value)
 
     def __post_init__(self) -> None:
         VIDEO_BACKBONES.get(self.backbone)

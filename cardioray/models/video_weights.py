@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import urllib.error
 
 import torch
-from safetensors.torch import save
+from torch import Tensor
 
 from cardioray import storage
 from cardioray.models.fitting import fit_to_network, plain_names
@@ -17,9 +16,7 @@ from cardioray.models.video import (
     VideoModel,
     VideoModelConfig,
 )
-from cardioray.models.weights import read_weights
-
-log = logging.getLogger(__name__)
+from cardioray.models.weights import NotToBeHadError, published_or_scratch, read_weights
 
 _LIBRARY = "torchvision"
 
@@ -45,20 +42,8 @@ def video_starting_weights(settings: VideoModelConfig, channels: int, cache: str
             net = VideoBackbone(info, channels).net
         fit_to_network(net, read_weights(settings.weights), settings.weights, _LIBRARY)
         return settings.weights
-    if settings.pretrained == "none":
-        return None
     path = storage.join(cache, f"{info.name}-kinetics.safetensors")
-    if storage.exists(path):
-        return path
-    reason = _fetch(info, path)
-    if reason is None:
-        return path
-    if settings.pretrained == "hub":
-        raise ValueError(
-            f"{reason}; pass model.weights=FILE, or model.pretrained=none to start from scratch."
-        )
-    log.warning("%s: training starts from scratch, the frozen stage is left out.", reason)
-    return None
+    return published_or_scratch(settings.pretrained, path, lambda: _published(info))
 
 
 def load_video_weights(model: VideoModel, path: str) -> None:
@@ -82,18 +67,23 @@ def load_video_weights(model: VideoModel, path: str) -> None:
         head.load_state_dict({"weight": weight, "bias": bias})
 
 
-def _fetch(info: VideoBackboneInfo, path: str) -> str | None:
-    """Fetch published weights to a file; why not, or None where it is there now."""
+def _published(info: VideoBackboneInfo) -> dict[str, Tensor]:
+    """The Kinetics weights that torchvision publishes.
+
+    Raises:
+        NotToBeHadError: when there are none, or they cannot be fetched.
+    """
     import torchvision.models
 
     if info.weights is None:
-        return f"nobody publishes weights of {info.title}"
+        raise NotToBeHadError(f"nobody publishes weights of {info.title}")
     record = torchvision.models.get_weight(info.weights)
     try:
-        state = torch.hub.load_state_dict_from_url(
+        state: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
             record.url, progress=False, check_hash=True, map_location="cpu", weights_only=True
         )
     except (urllib.error.URLError, OSError) as error:
-        return f"the Kinetics weights of {info.title} cannot be had from {record.url} ({error})"
-    storage.write_bytes(path, save({key: value.contiguous() for key, value in state.items()}))
-    return None
+        raise NotToBeHadError(
+            f"the Kinetics weights of {info.title} cannot be had from {record.url} ({error})"
+        ) from error
+    return state

@@ -6,7 +6,7 @@ import io
 import logging
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # the name of an error; nothing is unpickled here
 from typing import Any
@@ -111,33 +111,49 @@ def starting_weights(settings: ImageModelConfig, channels: int, cache: str) -> s
             net = Backbone(info, channels).net
         fit_to_network(net, read_weights(settings.weights), settings.weights)
         return settings.weights
-    if settings.pretrained == "none":
-        return None
     path = storage.join(cache, f"{info.timm_id}-{channels}ch.safetensors")
+    return published_or_scratch(settings.pretrained, path, lambda: _published(info, channels))
+
+
+class NotToBeHadError(Exception):
+    """There are no published weights, or none that can be reached; says so."""
+
+
+def published_or_scratch(
+    pretrained: str, path: str, fetch: Callable[[], Mapping[str, Tensor]]
+) -> str | None:
+    """Published weights in a file, fetched unless it is there; None for a start from scratch.
+
+    Args:
+        pretrained: "hub", "auto" or "none", as in the configs of networks.
+        path: the file.
+        fetch: gives the weights, or raises `NotToBeHadError`.
+
+    Raises:
+        ValueError: when `pretrained` is "hub" and they are not to be had.
+    """
+    if pretrained == "none":
+        return None
     if storage.exists(path):
         return path
     try:
-        state = _published(info, channels)
-    except _NotToBeHadError as error:
-        if settings.pretrained == "hub":
+        state = fetch()
+    except NotToBeHadError as error:
+        if pretrained == "hub":
             raise ValueError(
                 f"{error}; pass model.weights=FILE, or model.pretrained=none to start from scratch."
             ) from error
         log.warning("%s: training starts from scratch, the frozen stage is left out.", error)
         return None
-    storage.write_bytes(path, save(state))
+    storage.write_bytes(path, save({key: value.contiguous() for key, value in state.items()}))
     return path
-
-
-class _NotToBeHadError(Exception):
-    """There are no published weights, or none that can be reached; says so."""
 
 
 def _published(info: BackboneInfo, channels: int) -> dict[str, Tensor]:
     """The weights that timm publishes, or knows of elsewhere, from there or the local cache.
 
     Raises:
-        _NotToBeHadError: when there are none, or neither has them.
+        NotToBeHadError: when there are none, or neither has them.
         ValueError: when the local cache is damaged.
     """
     # Every process of a training loads this module; the driver alone asks for weights.
@@ -147,7 +163,7 @@ def _published(info: BackboneInfo, channels: int) -> dict[str, Tensor]:
 
     record = timm.get_pretrained_cfg(info.timm_id)
     if not record or not record.has_weights:
-        raise _NotToBeHadError(f"timm knows of no published weights of {info.timm_id}")
+        raise NotToBeHadError(f"timm knows of no published weights of {info.timm_id}")
     place = ENDPOINT if record.hf_hub_id else record.url
     try:
         if _local_copy(record) is None and not HF_HUB_OFFLINE:
@@ -155,15 +171,17 @@ def _published(info: BackboneInfo, channels: int) -> dict[str, Tensor]:
             httpx.head(place, timeout=5.0)
         net = timm.create_model(info.timm_id, pretrained=True, num_classes=0, in_chans=channels)
     except (httpx.HTTPError, OSError) as error:
-        raise _NotToBeHadError(
-            f"the published weights of {info.timm_id} cannot be had from {place} ({_line(error)})"
+        raise NotToBeHadError(
+            f"the published weights of {info.timm_id} cannot be had from {place} "
+            f"({one_line(error)})"
         ) from error
     except SafetensorError as error:
         raise ValueError(
             f"{_local_copy(record)}, the local copy of the published weights of {info.timm_id}, is "
             f"damaged ({error}); delete it, and it is fetched again."
         ) from error
-    return {key: value.contiguous() for key, value in net.state_dict().items()}
+    state: dict[str, Tensor] = net.state_dict()
+    return state
 
 
 def _local_copy(record: Any) -> Path | None:
@@ -200,7 +218,9 @@ def _read_published(source: str) -> Any:
             "run code and are not read; save its state_dict() alone."
         ) from error
     except Exception as error:  # damaged archives and pickles raise nearly every type
-        raise ValueError(f"{source} is damaged or no file of weights ({_line(error)}).") from error
+        raise ValueError(
+            f"{source} is damaged or no file of weights ({one_line(error)})."
+        ) from error
 
 
 def _require_checksums(data: bytes) -> None:
@@ -227,7 +247,7 @@ def _find_state(loaded: Any) -> dict[str, Tensor]:
     return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """An error's reason, short enough for a message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -77,16 +77,7 @@ class EchoClip:
 
 def render_view(patient: EchoPatient, view: ViewName, config: EchoPhantomConfig) -> EchoClip:
     """Render one view of a patient; the same for the same patient, view and config."""
-    number = VIEWS.index(view)
-    rhythm = draw_rhythm(
-        stream(patient.seed, patient.index, Stream.MOTION, number),
-        config,
-        irregular=patient.irregular,
-    )
-    pose = _draw_pose(stream(patient.seed, patient.index, Stream.VIEW, number), view, config)
-    scan = Scan.draw(stream(patient.seed, patient.index, Stream.SCENE, number), config)
-    noise = stream(patient.seed, patient.index, Stream.NOISE, number)
-    heart = _Heart.of(patient.ventricle, view, pose, scan)
+    rhythm, heart, scan, noise = _scene(patient, view, config)
     frames = np.empty((rhythm.num_frames, config.image_size_px, config.image_size_px), np.uint8)
     for frame in range(rhythm.num_frames):
         contraction = contraction_at(rhythm.beats, frame / rhythm.fps)
@@ -127,16 +118,7 @@ class Systole:
 
 def render_systole(patient: EchoPatient, view: ViewName, config: EchoPhantomConfig) -> Systole:
     """Render half a beat of a view, whose label maps are known; the scanner of `render_view`."""
-    number = VIEWS.index(view)
-    rhythm = draw_rhythm(
-        stream(patient.seed, patient.index, Stream.MOTION, number),
-        config,
-        irregular=patient.irregular,
-    )
-    pose = _draw_pose(stream(patient.seed, patient.index, Stream.VIEW, number), view, config)
-    scan = Scan.draw(stream(patient.seed, patient.index, Stream.SCENE, number), config)
-    noise = stream(patient.seed, patient.index, Stream.NOISE, number)
-    heart = _Heart.of(patient.ventricle, view, pose, scan)
+    rhythm, heart, scan, noise = _scene(patient, view, config)
     beat = rhythm.beats[rhythm.traced]
     count = max(2, 1 + round((beat.end_systole_s - beat.start_s) * rhythm.fps))
     moments = np.linspace(beat.start_s, beat.end_systole_s, count)
@@ -149,6 +131,23 @@ def render_systole(patient: EchoPatient, view: ViewName, config: EchoPhantomConf
         fps=rhythm.fps,
         spacing_mm=10 * scan.cm_per_px,
     )
+
+
+def _scene(
+    patient: EchoPatient, view: ViewName, config: EchoPhantomConfig
+) -> tuple[Rhythm, _Heart, Scan, np.random.Generator]:
+    """A view of a patient before any frame is drawn; the same for the same arguments."""
+    number = VIEWS.index(view)
+    rhythm = draw_rhythm(
+        stream(patient.seed, patient.index, Stream.MOTION, number),
+        config,
+        irregular=patient.irregular,
+    )
+    pose = _draw_pose(stream(patient.seed, patient.index, Stream.VIEW, number), view, config)
+    scan = Scan.draw(stream(patient.seed, patient.index, Stream.SCENE, number), config)
+    noise = stream(patient.seed, patient.index, Stream.NOISE, number)
+    heart = _Heart.of(patient.ventricle, view, pose, scan)
+    return rhythm, heart, scan, noise
 
 
 def _draw_pose(rng: np.random.Generator, view: ViewName, config: EchoPhantomConfig) -> Pose:
