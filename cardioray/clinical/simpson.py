@@ -54,11 +54,6 @@ class Cavity:
     apex: Floats
     annulus: Floats | None
 
-    @property
-    def disc_height_mm(self) -> float:
-        """Height of one disc."""
-        return self.length_mm / DISCS
-
 
 def measure_cavity(
     cavity: Mask, spacing_mm: tuple[float, float], wall: Mask | None = None

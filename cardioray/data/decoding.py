@@ -19,6 +19,7 @@ from cardioray.data.frames import (
     ACCEPTED,
     MAX_FRAMES,
     FrameSelection,
+    UInt8Image,
     UnreadableImage,
     to_uint8,
 )
@@ -177,6 +178,19 @@ def stored_columns(decoder: Decoder) -> tuple[str, ...]:
     return (*decoder.columns, *labels)
 
 
+def picture_of(array: NDArray[Any]) -> UInt8Image:
+    """An array (H, W), (H, W, 1) or (H, W, 3) of any type that `to_uint8` can scale, as a picture.
+
+    Raises:
+        UnreadableImage: for another shape or type.
+    """
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
+        raise UnreadableImage(
+            f"An array of shape (H, W) or (H, W, 3) is needed, not {array.shape}."
+        )
+    return to_uint8(array)
+
+
 @config
 class ImageDecoder:
     """Each wanted frame of a file as one picture of the model's size.
@@ -230,11 +244,7 @@ class ImageDecoder:
 
     def from_array(self, array: NDArray[Any]) -> DecodedSample:
         """A picture (H, W) or (H, W, 3) of any type that `to_uint8` can scale."""
-        if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
-            raise UnreadableImage(
-                f"An array of shape (H, W) or (H, W, 3) is needed, not {array.shape}."
-            )
-        return self._sample("0", to_uint8(array))
+        return self._sample("0", picture_of(array))
 
     def _sample(self, frame: str, picture: NDArray[np.uint8]) -> DecodedSample:
         arrays = {"image": self.preprocess.apply(picture)}

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from cardioray import storage
 from cardioray.data.frames import MAX_PIXELS, UnreadableImage, check_size, damage_explained
 
-VOLUME_KINDS = ("nifti", "metaimage")
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mhd", ".mha")
 
 _GZIP = b"\x1f\x8b"

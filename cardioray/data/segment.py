@@ -21,7 +21,7 @@ from pydantic import Field
 
 from cardioray.config import config
 from cardioray.data.clip import CINE_KINDS, Cine
-from cardioray.data.decoding import DecodedSample, Inspection, inspection
+from cardioray.data.decoding import DecodedSample, Inspection, inspection, picture_of
 from cardioray.data.dicom import read_identity
 from cardioray.data.frames import (
     ALL_FRAMES,
@@ -188,11 +188,7 @@ class SegmentDecoder:
 
     def from_array(self, array: NDArray[Any]) -> DecodedSample:
         """A picture (H, W), (H, W, 1) or (H, W, 3) of any type that `to_uint8` can scale."""
-        if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
-            raise UnreadableImage(
-                f"An array of shape (H, W) or (H, W, 3) is needed, not {array.shape}."
-            )
-        frame = _grey(to_uint8(array))
+        frame = _grey(picture_of(array))
         return self._sample(0, frame, _Frames([(0, frame)], None, None, is_cine=False))
 
     def _sample(self, number: int, frame: UInt8Image, found: _Frames) -> DecodedSample:

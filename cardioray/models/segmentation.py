@@ -133,11 +133,6 @@ class SegmentModel(nn.Module):
         """(B, S, S, C) grey levels to (B, C, S, S)."""
         return ((pictures.float() - self.mean) / self.std).permute(0, 3, 1, 2)
 
-    def features(self, pictures: Tensor) -> Tensor:
-        """The deepest feature map of the encoder, pooled: (B, D)."""
-        deepest: Tensor = self.net.encoder(self.normalise(pictures))[-1]
-        return deepest.mean(dim=(2, 3))
-
     def forward_with_features(self, pictures: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """What `forward` gives, and the deepest feature map of the encoder, pooled."""
         maps = self.net.encoder(self.normalise(pictures))
