@@ -10,6 +10,9 @@ from rich.console import Console
 from benchmarks import asha as asha_benchmark
 from benchmarks import autoscaling as autoscaling_benchmark
 from benchmarks import gate as gate_benchmark
+from benchmarks import segment_discs as discs_benchmark
+from benchmarks import segment_serving as segment_serving_benchmark
+from benchmarks import segment_training as segment_training_benchmark
 from benchmarks import serving as serving_benchmark
 from benchmarks import shards as shards_benchmark
 from benchmarks import training as training_benchmark
@@ -111,6 +114,27 @@ def video_studies(overrides: Overrides = None) -> None:
     """Answers for a folder of clips beside a bare loop over the network."""
     settings = config.parse(video_serving_benchmark.StudySettings, {}, overrides or ())
     finish(video_serving_benchmark.run_studies(settings))
+
+
+@app.command()
+def segment_discs(overrides: Overrides = None) -> None:
+    """Volumes of many label maps beside plain loops over discs."""
+    settings = config.parse(discs_benchmark.DiscSettings, {}, overrides or ())
+    finish(discs_benchmark.run(settings))
+
+
+@app.command()
+def segment_serving(overrides: Overrides = None) -> None:
+    """One frame outlined by OpenVINO beside eager PyTorch."""
+    settings = config.parse(segment_serving_benchmark.FrameSettings, {}, overrides or ())
+    finish(segment_serving_benchmark.run(settings))
+
+
+@app.command()
+def segment_step(overrides: Overrides = None) -> None:
+    """A training step of a U-Net beside a plain loop with albumentations."""
+    settings = config.parse(segment_training_benchmark.StepSettings, {}, overrides or ())
+    finish(segment_training_benchmark.run(settings))
 
 
 @app.command()

@@ -26,7 +26,10 @@ from cardioray.machine import bf16_flags, cpu_flags, find_gpus, usable_cores, us
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
-PACKAGES = ("ray", "torch", "torchvision", "timm", "openvino", "fastapi", "uvicorn", "litserve")
+PACKAGES = (
+    *("ray", "torch", "torchvision", "timm", "segmentation-models-pytorch", "openvino"),
+    *("numpy", "opencv-python-headless", "albumentations", "fastapi", "uvicorn", "litserve"),
+)
 _COMPARISONS = {">=": operator.ge, "<=": operator.le}
 
 Cell = str | float | int | None

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from plain_simpson import plain_axis, plain_widths
 
 from cardioray.clinical import simpson
-from cardioray.clinical.simpson import Cavity, measure_cavity
+from cardioray.clinical.simpson import Cavity, measure_cavities, measure_cavity
 
 AXES = st.tuples(
     st.floats(70, 110),  # length of the whole spheroid in mm
@@ -17,6 +18,8 @@ AXES = st.tuples(
     st.floats(0.45, 0.75),
 )
 PIXEL = st.tuples(st.floats(0.25, 0.6), st.floats(0.25, 0.6))
+COARSE = st.tuples(st.floats(1.5, 3.5), st.floats(1.5, 3.5))
+ANGLE = st.one_of(st.floats(0, 2 * np.pi), st.sampled_from([0.0, 0.5, 1.0, 1.5]).map(np.pi.__mul__))
 
 
 def grid(
@@ -108,6 +111,77 @@ def test_a_gap_in_the_wall_is_not_taken_for_the_mitral_plane() -> None:
     assert gap.length_mm == pytest.approx(whole.length_mm)
 
 
+@given(AXES, COARSE, ANGLE, st.booleans(), st.booleans())
+def test_measured_as_pixel_by_pixel(
+    axes: tuple[float, float, float],
+    spacing: tuple[float, float],
+    angle: float,
+    cut: bool,
+    walled: bool,
+) -> None:
+    length, share, _ = axes
+    wall: NDArray | None = None
+    if cut:
+        mask, wall = ventricle(length, 0.7 * share * length, spacing, angle)
+    else:
+        mask = ellipse(length, 0.8 * share * length, spacing, angle)
+    wall = wall if walled else None
+    found = measure_cavity(mask, spacing, wall)
+    assert found.area_mm2 == pytest.approx(mask.sum() * np.prod(spacing))
+    ends = [found.base * spacing, found.apex * spacing]
+    widths = found.widths_mm
+    base, apex = plain_axis(mask, spacing, wall)
+    if not cut and np.hypot(*(ends[0] - base)) > np.hypot(*(ends[1] - base)):
+        # Both ends of an ellipse are equally wide, but for rounding.
+        ends, widths = ends[::-1], widths[::-1]
+    assert np.allclose(ends, [base, apex], rtol=0, atol=1e-6)
+    assert found.length_mm == pytest.approx(np.hypot(*np.subtract(apex, base)))
+    assert np.allclose(widths, plain_widths(mask, spacing, base, apex), rtol=0, atol=1e-4)
+    # What lies between both planes is divided among the discs, and nothing of it is lost.
+    if found.annulus is None:
+        assert widths.mean() * found.length_mm == pytest.approx(found.area_mm2, rel=1e-5)
+
+
+def test_many_are_measured_as_one_by_one() -> None:
+    rng = np.random.default_rng(4)
+    masks, walls, spacings = [], [], []
+    for number in range(70):
+        spacing = tuple(rng.uniform(0.8, 2.0, 2))
+        length = rng.uniform(70, 100)
+        mask, wall = ventricle(
+            length, rng.uniform(0.4, 0.7) * length, spacing, rng.uniform(0, 2 * np.pi)
+        )
+        if number % 5 == 0:  # in holes and in pieces
+            mask = mask & (rng.random(mask.shape) > 0.2)
+        if number % 7 == 0:
+            wall[:] = False
+        masks.append(mask)
+        walls.append(wall)
+        spacings.append(spacing)
+    for beside in (walls, None):
+        together = measure_cavities((mask for mask in masks), spacings, beside)
+        for number, found in enumerate(together):
+            own = None if beside is None else beside[number]
+            alone = measure_cavity(masks[number], spacings[number], own)
+            assert (found.annulus is None) == (alone.annulus is None)
+            for name, value in vars(alone).items():
+                if value is not None:
+                    assert np.allclose(getattr(found, name), value, rtol=1e-9, atol=1e-9)
+    assert sum(found.annulus is not None for found in measure_cavities(masks, spacings, walls)) > 40
+    # Masks of one size may come as one array, of numbers as well as of flags.
+    array = np.stack([masks[1]] * 3)
+    for same in (array, array * np.uint8(7)):
+        [*found] = measure_cavities(same, [spacings[1]] * 3, np.stack([walls[1]] * 3))
+        assert {one.length_mm for one in found} == {
+            measure_cavity(masks[1], spacings[1], walls[1]).length_mm
+        }
+    for view in (np.asfortranarray(masks[1]), np.repeat(masks[1], 2, axis=1)[:, ::2]):
+        assert measure_cavity(view, spacings[1]).area_mm2 == pytest.approx(
+            masks[1].sum() * np.prod(spacings[1])
+        )
+    assert measure_cavities([], np.zeros((0, 2))) == []
+
+
 def test_a_volume_grows_with_the_cube_of_the_pixel() -> None:
     mask = ellipse(90, 50, (0.5, 0.5), 0.7)
     small, large = (measure_cavity(mask, (step, step)) for step in (0.5, 1.0))
@@ -129,6 +203,13 @@ def test_what_cannot_be_measured_is_refused() -> None:
             measure_cavity(mask, spacing)
     with pytest.raises(ValueError, match=r"\(H, W\)"):
         measure_cavity(np.zeros((2, 2, 2), bool), (1, 1))
+    for count in (1, 3):
+        with pytest.raises(ValueError, match=f"as many cavities as sizes of pixels, {count}"):
+            measure_cavities([mask, mask], [(1, 1)] * count)
+        with pytest.raises(ValueError, match="as many walls"):
+            measure_cavities([mask, mask], [(1, 1)] * 2, [mask] * count)
+    with pytest.raises(ValueError, match="in size"):
+        measure_cavity(mask, (1, 1), mask[1:])
     with pytest.raises(ValueError, match="no ejection fraction"):
         simpson.ef_percent(0, 0)
 

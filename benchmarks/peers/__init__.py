@@ -1,1 +1,6 @@
-"""Servers of the same network by other means; each is started as a process of its own."""
+"""The same work by other means: servers, each a process of its own, and plain loops."""
+
+import os
+
+# albumentations asks on the network for its newest version when it is imported.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

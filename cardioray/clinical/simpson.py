@@ -4,32 +4,45 @@ Masks are (H, W), true inside the cavity; pixels may be higher than wide. Distan
 volumes in ml. The formulas are those of R. M. Lang et al., J. Am. Soc. Echocardiogr. 28:1-39,
 2015, doi:10.1016/j.echo.2014.10.003, and of N. B. Schiller et al., ibid. 2:358-367, 1989,
 doi:10.1016/S0894-7317(89)80014-8.
+
+Many masks are measured together. Places of N masks are then (2, N), in mm down and to the right
+from the middle of the first pixel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_] | NDArray[np.uint8]
+from cardioray.clinical.mask_points import (
+    Flags,
+    Floats,
+    Groups,
+    Mask,
+    Points,
+    Traced,
+    corners_of,
+    moments,
+    outlines_of,
+    trace,
+)
 
 DISCS = 20
 
 # The mitral opening is the longest part of the outline that no wall touches. What is shorter than
 # a twenty-fifth of the outline is a gap in the wall; longer than half of it is no opening.
 _OPENING = (0.04, 0.5)
-# How far a wall may be from the outline that it touches, in px: labels leave no gap, networks may.
-_REACH = 2
 # Where the widths of both ends are compared to tell base from apex, as a share of the length.
 _END = 0.15
-# Rows of the straightened mask in a disc, at least; more where pixels are finer.
-_ROWS = 4
-_MAX_SIDE = 2048
+# Sine of the angle between the long axis and rows or columns, at least: `_widths` divides by it.
+# What is wrong by it is less than a thousandth of a mm.
+_SLANT = 1e-6
+# Masks that are computed together: their points fit into the cache of a core.
+_TOGETHER = 128
 
 _ML = 1e-3  # ml in a cubic mm
 
@@ -58,7 +71,23 @@ class Cavity:
 def measure_cavity(
     cavity: Mask, spacing_mm: tuple[float, float], wall: Mask | None = None
 ) -> Cavity:
-    """The long axis of a cavity, and its widths across it.
+    """The long axis of a cavity, and its widths across it; `measure_cavities` of a single one.
+
+    Args:
+        cavity: (H, W).
+        spacing_mm: height and width of a pixel.
+        wall: the myocardium, (H, W).
+
+    Raises:
+        ValueError: as of `measure_cavities`.
+    """
+    return measure_cavities([cavity], [spacing_mm], None if wall is None else [wall])[0]
+
+
+def measure_cavities(
+    cavities: Iterable[Mask], spacing_mm: ArrayLike, walls: Iterable[Mask] | None = None
+) -> list[Cavity]:
+    """The long axis of each of many cavities, and its widths across it.
 
     With a wall, the mitral plane is where the wall leaves the outline open, and the apex is the
     point of the outline farthest from its middle, as in the labelling of CAMUS (S. Leclerc et al.,
@@ -67,37 +96,26 @@ def measure_cavity(
     end is the base.
 
     Args:
-        cavity: (H, W).
-        spacing_mm: height and width of a pixel.
-        wall: the myocardium, (H, W).
+        cavities: N masks (H, W), of one size or of several. A generator need not hold them all.
+        spacing_mm: height and width of a pixel of each, (N, 2).
+        walls: the myocardium beside each, as large as its cavity's mask.
 
     Raises:
-        ValueError: when the mask is empty, or a pixel has no size.
+        ValueError: when a mask is empty, a pixel has no size, or there are not as many of one as of
+            the other.
     """
-    mask = _as_bytes(cavity)
     spacing = _checked(spacing_mm)
-    outline = _outline(mask)
-    area_mm2 = float(cv2.countNonZero(mask)) * spacing[0] * spacing[1]
-    annulus = None if wall is None else _annulus(outline, _as_bytes(wall), spacing)
-    if annulus is not None:
-        base = annulus.mean(axis=0)
-        apex = _farthest(outline, base, spacing)
-        base = _moved_out(base, base - apex, spacing)
-    else:
-        base, apex = _principal_ends(mask, outline, spacing)
-    axis = (apex - base) * spacing
-    length = float(np.hypot(*axis))
-    if length == 0:  # a single pixel
-        apex = base + np.array([1.0, 0.0])
-        axis, length = (apex - base) * spacing, float(spacing[0])
-    return Cavity(
-        widths_mm=_widths(mask, outline, base, axis / length, length, spacing),
-        length_mm=length,
-        area_mm2=area_mm2,
-        base=base,
-        apex=apex,
-        annulus=annulus,
-    )
+    pairs = _pairs(cavities, walls)
+    measured: list[Cavity] = []
+    for start in range(0, len(spacing), _TOGETHER):
+        some = spacing[start : start + _TOGETHER]
+        traced = [trace(cavity, wall) for cavity, wall in islice(pairs, len(some))]
+        if len(traced) < len(some):
+            break
+        measured += _measured(traced, some.T)
+    if len(measured) < len(spacing) or next(pairs, None) is not None:
+        raise ValueError(f"There are not as many cavities as sizes of pixels, {len(spacing)}.")
+    return measured
 
 
 def biplane_discs_ml(first: Cavity, second: Cavity) -> float:
@@ -106,7 +124,7 @@ def biplane_discs_ml(first: Cavity, second: Cavity) -> float:
     V = pi / 4 * sum(a_i b_i) * L / 20, with the longer of both lengths (Schiller 1989; Lang 2015).
     """
     length = max(first.length_mm, second.length_mm)
-    products = float((first.widths_mm * second.widths_mm).sum())
+    products = float(first.widths_mm @ second.widths_mm)
     return np.pi / 4 * products * length / DISCS * _ML
 
 
@@ -143,127 +161,155 @@ def ef_percent(edv_ml: float, esv_ml: float) -> float:
     return 100 * (edv_ml - esv_ml) / edv_ml
 
 
-def _as_bytes(mask: Mask) -> NDArray[np.uint8]:
-    if mask.ndim != 2:
-        raise ValueError(f"A mask has the shape (H, W), not {mask.shape}.")
-    return np.ascontiguousarray(mask != 0).view(np.uint8)
-
-
-def _checked(spacing_mm: Sequence[float]) -> Floats:
+def _checked(spacing_mm: ArrayLike) -> Floats:
     spacing = np.asarray(spacing_mm, float)
-    if spacing.shape != (2,) or not (np.isfinite(spacing) & (spacing > 0)).all():
+    if spacing.shape[1:] != (2,) or not (np.isfinite(spacing) & (spacing > 0)).all():
         raise ValueError(
-            f"Height and width of a pixel in mm must be two numbers above 0, not {spacing_mm}."
+            "Height and width of a pixel in mm must be two numbers above 0 for each mask, not "
+            f"{spacing.tolist()}."
         )
     return spacing
 
 
-def _outline(mask: NDArray[np.uint8]) -> Floats:
-    """Outline of the largest part of a mask through its outermost pixels, (N, 2) as row, column."""
-    found, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    if not found:
-        raise ValueError("The mask is empty: there is no cavity to measure.")
-    points: Floats = np.asarray(max(found, key=len), float)[:, 0, ::-1]
-    return points
+def _pairs(
+    cavities: Iterable[Mask], walls: Iterable[Mask] | None
+) -> Iterator[tuple[Mask, Mask | None]]:
+    """Each cavity with its wall, one after the other."""
+    if walls is None:
+        for cavity in cavities:
+            yield cavity, None
+        return
+    for cavity, wall in zip_longest(cavities, walls):
+        if cavity is None or wall is None:
+            raise ValueError("There are not as many walls as cavities.")
+        yield cavity, wall
 
 
-def _annulus(outline: Floats, wall: NDArray[np.uint8], spacing: Floats) -> Floats | None:
-    """Both ends of the longest part of an outline that a wall leaves open, (2, 2), or None."""
-    if not wall.any():
-        return None
-    side = 2 * _REACH + 1
-    near = cv2.dilate(wall, np.ones((side, side), np.uint8))
-    place = outline.astype(int)
-    closed = near[place[:, 0], place[:, 1]] > 0
-    if closed.all() or not closed.any():
-        return None
-    # Begun at a closed point, no opening goes across the end of the list.
-    turn = int(np.argmax(closed))
-    closed, points = np.roll(closed, -turn), np.roll(outline, -turn, axis=0)
-    edges = np.flatnonzero(np.diff(np.concatenate([[True], closed, [True]]).astype(np.int8)))
-    first, stop = edges[::2], edges[1::2]  # openings are points[first:stop]
-    steps = np.hypot(*((np.roll(points, -1, axis=0) - points) * spacing).T)
+def _measured(traced: Sequence[Traced], spacing: Floats) -> list[Cavity]:
+    """What is measured of masks whose pixels have the sizes `spacing`, (2, N)."""
+    outlines, corners = outlines_of(traced, spacing), corners_of(traced, spacing)
+    annuli, seen = _openings(outlines)
+    base, apex = np.empty_like(spacing), np.empty_like(spacing)
+    base[:, seen], apex[:, seen] = _axes_from(
+        annuli[..., seen], outlines.of(seen), spacing[:, seen]
+    )
+    other = ~seen
+    if other.any():
+        base[:, other], apex[:, other] = _principal_axes(
+            outlines.of(other), corners.of(other), spacing[:, other]
+        )
+    lengths = np.hypot(*(apex - base))
+    widths = _widths(corners, base, (apex - base) / lengths, lengths)
+    areas = corners.groups.total(corners.values * corners.at[0] * corners.at[1])
+    annuli /= spacing[:, None]
+    known = [ends if there else None for ends, there in zip(annuli.T, seen, strict=True)]
+    columns = (
+        *(widths, lengths.tolist(), areas.tolist()),
+        *((base / spacing).T, (apex / spacing).T, known),
+    )
+    return [Cavity(*row) for row in zip(*columns, strict=True)]
+
+
+def _openings(outlines: Points) -> tuple[Floats, Flags]:
+    """Both ends of the longest part of each outline that a wall leaves open.
+
+    Returns:
+        The ends (2, 2, N), place before end, and whether there is such a part, (N,).
+    """
+    groups, points = outlines.groups, outlines.at
+    following = np.arange(1, points.shape[1] + 1)
+    following[groups.ends - 1] = groups.starts
+    steps = np.sqrt(((points[:, following] - points) ** 2).sum(axis=0))
     run = np.concatenate([[0.0], np.cumsum(steps)])
-    lengths = run[np.minimum(stop, len(points))] - run[first - 1]
-    widest = int(np.argmax(lengths))
-    share = lengths[widest] / run[-1]
-    if not _OPENING[0] <= share <= _OPENING[1]:
-        return None
-    return points[[first[widest] - 1, stop[widest] % len(points)]]
+    around = run[groups.ends] - run[groups.starts]
+    annuli, seen = np.zeros((2, 2, len(around))), np.zeros(len(around), bool)
+    walled = np.flatnonzero(groups.most(outlines.values))
+    if not len(walled):
+        return annuli, seen
+    # From every closed point to the next one of its outline, which follows at once or after an
+    # opening.
+    here = np.flatnonzero(outlines.values)
+    closed = Groups(groups.total(outlines.values)[walled].astype(np.int64))
+    there = np.append(here[1:], 0)
+    there[closed.ends - 1] = here[closed.starts]
+    ways = run[there] - run[here]
+    ways[closed.ends - 1] += around[walled]
+    ways[there == following[here]] = 0.0
+    longest = closed.place_of_most(ways)
+    shares = ways[longest] / np.maximum(around[walled], 1e-9)
+    annuli[..., walled] = points[:, [here[longest], there[longest]]]
+    seen[walled] = (shares >= _OPENING[0]) & (shares <= _OPENING[1])
+    return annuli, seen
 
 
-def _farthest(outline: Floats, point: Floats, spacing: Floats) -> Floats:
-    """The point of an outline farthest from a point, moved out to the far edge of its pixel."""
-    ways = (outline - point) * spacing
-    distances = np.hypot(*ways.T)
-    most = int(np.argmax(distances))
-    return _moved_out(outline[most], outline[most] - point, spacing)
+def _axes_from(annuli: Floats, outlines: Points, spacing: Floats) -> tuple[Floats, Floats]:
+    """Base and apex, (2, N) each: the middle of the annulus, and what is farthest from it."""
+    middle = annuli.mean(axis=1)
+    ways = outlines.at - outlines.groups.each(middle)
+    apex = outlines.at[:, outlines.groups.place_of_most((ways**2).sum(axis=0))]
+    apex = _moved_out(apex, apex - middle, spacing)
+    return _moved_out(middle, middle - apex, spacing), apex
 
 
-def _moved_out(point: Floats, way: Floats, spacing: Floats) -> Floats:
-    """A point moved along a way in px, from the middle of its pixel to the edge."""
-    outward = way * spacing
-    outward = outward / max(float(np.hypot(*outward)), 1e-9)
-    return np.asarray(point + _rim(outward, spacing) * outward / spacing)
+def _moved_out(place: Floats, way: Floats, spacing: Floats) -> Floats:
+    """Places (2, N) moved along a way, from the middle of their pixels to the edge."""
+    outward = way / np.maximum(np.hypot(*way), 1e-9)
+    return np.asarray(place + _rim(outward, spacing) * outward)
 
 
-def _rim(direction: Floats, spacing: Floats) -> float:
-    """How far a pixel reaches beyond its middle in a direction, in mm."""
-    return 0.5 * float(np.abs(direction) @ spacing)
+def _rim(direction: Floats, spacing: Floats) -> Floats:
+    """How far a pixel reaches beyond its middle in a direction, (N,)."""
+    return np.asarray(0.5 * (np.abs(direction) * spacing).sum(axis=0))
 
 
-def _principal_ends(
-    mask: NDArray[np.uint8], outline: Floats, spacing: Floats
-) -> tuple[Floats, Floats]:
-    """Base and apex on the first principal axis of a mask."""
-    moments = cv2.moments(mask, binaryImage=True)
-    centre = np.array([moments["m01"], moments["m10"]]) / moments["m00"]
-    covariance = np.array(
-        [[moments["mu02"], moments["mu11"]], [moments["mu11"], moments["mu20"]]]
-    ) * np.outer(spacing, spacing)
-    direction = np.linalg.eigh(covariance)[1][:, 1]
-    ways = (outline - centre) * spacing
-    along, across = ways @ direction, ways @ np.array([-direction[1], direction[0]])
+def _principal_axes(outlines: Points, corners: Points, spacing: Floats) -> tuple[Floats, Floats]:
+    """Base and apex, (2, N) each, on the first principal axis of masks."""
+    groups = outlines.groups
+    centre, covariance = moments(corners)
+    direction = np.linalg.eigh(covariance)[1][:, :, 1].T
+    ways, own = outlines.at - groups.each(centre), groups.each(direction)
+    along = ways[0] * own[0] + ways[1] * own[1]
+    across = ways[1] * own[0] - ways[0] * own[1]
     # The outline goes through the middle of pixels.
     rim = _rim(direction, spacing)
-    low, high = along.min() - rim, along.max() + rim
-    ends = [centre + end * direction / spacing for end in (low, high)]
-    margin = _END * (high - low)
-    widths = [
-        np.ptp(across[near]) if (near := np.abs(along - end) <= margin).any() else 0.0
-        for end in (low, high)
-    ]
-    base, apex = ends if widths[0] >= widths[1] else ends[::-1]
-    return base, apex
+    ends = groups.least(along) - rim, groups.most(along) + rim
+    margin = groups.each(_END * (ends[1] - ends[0]))
+    widths = []
+    for end in ends:
+        near = np.abs(along - groups.each(end)) <= margin
+        right = groups.most(np.where(near, across, -np.inf))
+        widths.append(np.maximum(right - groups.least(np.where(near, across, np.inf)), 0))
+    low, high = (centre + end * direction for end in ends)
+    base_is_low = widths[0] >= widths[1]
+    return np.where(base_is_low, low, high), np.where(base_is_low, high, low)
 
 
-def _widths(
-    mask: NDArray[np.uint8],
-    outline: Floats,
-    base: Floats,
-    along: Floats,
-    length: float,
-    spacing: Floats,
-) -> Floats:
-    """Mean width of the mask in each disc, from its picture turned so that the axis is upright.
+def _widths(corners: Points, base: Floats, along: Floats, lengths: Floats) -> Floats:
+    """Mean width of masks in each disc, (N, 20): their area in it over its height, exactly.
 
-    The picture is interpolated linearly, so that a width counts parts of pixels.
+    A mask is a sum of quadrants (see `Traced`). Where the axis has the direction (u, v), with both
+    above 0, and the corner of a quadrant lies at the height t along it, a triangle of the area
+    (s - t)^2 / (2 u v) is below the height s, and nothing where s < t. The sum is the same for
+    other signs: turns sum to 0 in each row and column, so that quadrants may open either way.
     """
-    across = np.array([-along[1], along[0]])
-    reach = float(np.abs((outline - base) * spacing @ across).max()) + float(spacing.max())
-    finest = float(spacing.min())
-    rows = int(np.clip(np.ceil(length / DISCS / finest), _ROWS, _MAX_SIDE // DISCS))
-    columns = int(np.clip(np.ceil(2 * reach / finest), 2, _MAX_SIDE))
-    down, right = length / (DISCS * rows), 2 * reach / columns
-    # Where the middle of the first pixel of the turned picture is, and the steps from there.
-    corner = base + (0.5 * down * along + (0.5 * right - reach) * across) / spacing
-    matrix = np.array(
-        [
-            [right * across[1] / spacing[1], down * along[1] / spacing[1], corner[1]],
-            [right * across[0] / spacing[0], down * along[0] / spacing[0], corner[0]],
-        ]
+    groups, count = corners.groups, len(lengths)
+    # Along rows or columns u v is 0, and so is the sum that it divides.
+    along = np.copysign(np.maximum(np.abs(along), _SLANT), along)
+    disc = lengths / DISCS
+    ways = corners.at - groups.each(base)
+    direction = groups.each(along / disc)
+    t = ways[0] * direction[0] + ways[1] * direction[1]
+    # A corner counts from the first plane above it, of those at the heights 0 to 20.
+    first = np.clip(np.floor(t) + 1, 0, DISCS + 1).astype(np.int64)
+    place = first + np.repeat(np.arange(count) * (DISCS + 2), groups.counts)
+    turns = corners.values
+    ones, ts, squares = (
+        np.bincount(place, weights, count * (DISCS + 2))
+        .reshape(count, DISCS + 2)[:, : DISCS + 1]
+        .cumsum(axis=1)
+        for weights in (turns, turns * t, turns * t * t)
     )
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    upright = cv2.warpAffine(mask * np.uint8(255), matrix, (columns, DISCS * rows), flags=flags)
-    sums = np.asarray(cv2.reduce(upright, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32F), float)
-    return np.asarray(sums.reshape(DISCS, rows).mean(axis=1) * right / 255)
+    s = np.arange(DISCS + 1)
+    below = ones * s * s - 2 * ts * s + squares
+    scale = disc / (2 * along[0] * along[1])
+    return np.asarray(np.diff(below, axis=1) * scale[:, None])
