@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -117,7 +118,12 @@ def train(
     run = run_config(task, config_file, settings, shared_storage)
     shards = shards_of(context, run, data, out, patient_from, max_bad)
     shown = shown_as(run, "Training")
-    if views is None:
+    if run.task.fits_heads:
+        from cardioray.tuning.keyframe_bundle import train_keyframes
+
+        refuse_given(context, ["views"], "heads are on frames of one view, which `view` names")
+        bundle = train_keyframes(run, shards, out, name=name, shown=shown)
+    elif views is None:
         bundle = train_bundle(run, shards, out, name=name, shown=shown)
     else:
         chosen = [] if views == "all" else [view.strip() for view in views.split(",")]
@@ -156,6 +162,14 @@ def compare(
     grace_epochs: Annotated[int, typer.Option(min=1, help="Epochs every backbone gets.")] = 4,
     reduction_factor: Annotated[float, typer.Option(help="One in this many goes on.")] = 3.0,
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PLACE",
+            help="Of keyframe-ef: other models of the same patients to set beside the heads, by "
+            "their bundle, comparison or predictions table.",
+        ),
+    ] = None,
     max_bad: MaxBad = 0.01,
     patient_from: PatientFrom = None,
     shared_storage: Shared = False,
@@ -177,6 +191,17 @@ def compare(
     )
 
     run = run_config(task, config_file, settings, shared_storage)
+    if run.task.fits_heads:
+        refuse_given(
+            context,
+            ["backbones", "grid", "refits", "search", "search_ranges", "asha", "grace_epochs"],
+            "heads are compared, on the backbone that model.backbone names; heads.search says how "
+            "many kernels are tried",
+        )
+        shards = shards_of(context, run, data, out, patient_from, max_bad)
+        _compare_heads(run, shards, folds, out, beside or ())
+        return
+    refuse_given(context, ["beside"], "only heads on key frames are set beside other models")
     compared = CompareConfig(
         backbones=select_backbones(backbones, run.task),
         grid=read_grid(grid or ()),
@@ -276,13 +301,30 @@ def predict(
             "`cardiac_mri`, instead of answers."
         ),
     ] = None,
+    dicom: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND",
+            help="Of outlined DICOM files: write outlines (seg) or measurements (sr) as DICOM "
+            "objects below OUT.dicom/; may be repeated.",
+        ),
+    ] = None,
+    systoles_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Of echo-ef: a bundle of lv-seg in whose outlines the beats are found, instead of "
+            "in the predictions."
+        ),
+    ] = None,
     runtime: RuntimeName = "auto",
     precision: Precision = "auto",
 ) -> None:
     """Answer for many files with Ray Data; the same command resumes.
 
     Examples: `cardioray predict runs/ffr/bundles/densenet121 frames/ --out answers.parquet`,
-    `cardioray predict runs/ef/bundle Videos/ --out test_predictions.csv --columns echonet`
+    `cardioray predict runs/ef/bundle Videos/ --out test_predictions.csv --columns echonet`,
+    `cardioray predict runs/ef/bundle Videos/ --out answers.csv --systoles-from runs/lv-seg/bundle`,
+    `cardioray predict runs/lv-seg/bundle studies.csv --out answers.csv --dicom seg --dicom sr`
     """
     from cardioray.inference.batch import predict_files
 
@@ -296,6 +338,8 @@ def predict(
         runtime=runtime,
         precision=precision,
         columns=columns,
+        dicom=dicom or (),
+        systoles_from=systoles_from,
     )
     console.print(f"{len(table)} rows in {out}")
 
@@ -313,6 +357,20 @@ def demo(
     from cardioray.demo import DemoConfig, run_demo
 
     run_demo(out, config.parse(DemoConfig, {}, settings or ()), console)
+
+
+def _compare_heads(run: Any, shards: Any, folds: int, out: str, beside: Sequence[str]) -> None:
+    from cardioray.evaluation.keyframe_report import print_keyframes
+    from cardioray.tuning.keyframe_compare import compare_keyframes
+    from cardioray.tuning.settings import CompareConfig
+
+    settings = CompareConfig(
+        backbones=(run.task.settings.model.backbone,), folds=folds, seed=run.train.seed
+    )
+    shown = shown_as(run, "Comparing heads")
+    found = compare_keyframes(run, shards, settings, out, beside=beside, shown=shown)
+    print_keyframes(found.report, console)
+    console.print(f"Tables and plots: {found.out}")
 
 
 def _show_metrics(bundle: Any) -> None:

@@ -161,6 +161,31 @@ def data_prepare(
     )
 
 
+@data_app.command("keyframes")
+def data_keyframes(
+    data: Annotated[str, typer.Argument(help="Videos, as echo-ef reads them; local or s3://.")],
+    out: Annotated[str, typer.Argument(help="Table to write, .csv; keyframe-ef reads it.")],
+    bundle: Annotated[
+        str | None, typer.Option(help="Bundle of lv-seg, whose outlines show the beats.")
+    ] = None,
+    positional: Annotated[
+        bool,
+        typer.Option(
+            "--positional",
+            help="Take frames at a third, a half and two thirds of each cine, whatever they show.",
+        ),
+    ] = False,
+) -> None:
+    """Find the frames at end diastole and end systole of cines whose tracings do not name them.
+
+    Example: `cardioray data keyframes videos keyframes.csv --bundle runs/lv-seg/bundle`
+    """
+    from cardioray.inference.keyframes import write_keyframes
+
+    table = write_keyframes(data, out, bundle=bundle, positional=positional, console=console)
+    console.print(f"{len(table)} cines in {out}")
+
+
 @data_app.command("deidentify")
 def data_deidentify(
     data: Annotated[str, typer.Argument(help="Folder with DICOM ultrasound; local or s3://.")],

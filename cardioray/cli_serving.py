@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import typer
@@ -120,7 +121,15 @@ def explain(
     method: Annotated[
         str | None,
         typer.Option(
-            help="gradcam, gradcam++ (of pictures the default) or scorecam; of cines gradcam."
+            help="gradcam, gradcam++ (of pictures the default) or scorecam; of cines gradcam. Of "
+            "segmentations outlines (of a frame), or video (of a cine the default)."
+        ),
+    ] = None,
+    spacing_mm: Annotated[
+        str | None,
+        typer.Option(
+            help="Of segmentations: height and width of a pixel in mm, such as 0.31,0.31, where "
+            "the file does not state it. Without either, areas are in px."
         ),
     ] = None,
     out: Annotated[
@@ -130,23 +139,35 @@ def explain(
 ) -> None:
     """Show where in a picture, or where and when in a cine, an answer comes from.
 
-    Beside the MP4 of a cine, a CSV of the same name holds the importance of every frame.
+    Of a segmentation, the outlines of a frame, or a video of a cine: its frames with their
+    outlines above the curve of the cavity's area, with end diastoles and end systoles marked.
+    Beside the MP4 of a cine, a CSV of the same name holds the importance, or the area, of every
+    frame.
 
-    Example: `cardioray explain runs/ffr/bundles/densenet121 frame.png --method gradcam++`
+    Examples: `cardioray explain runs/ffr/bundles/densenet121 frame.png --method gradcam++`,
+    `cardioray explain runs/lv-seg/bundle a4c.dcm --out a4c.mp4`,
+    `cardioray explain runs/lv-seg/bundle a4c.avi --spacing-mm 0.31,0.31 --out a4c.mp4`
     """
     from cardioray import storage
+    from cardioray.outlines import parse_spacing
     from cardioray.studies import load
 
+    spacing = None if spacing_mm is None else parse_spacing(spacing_mm)
     predictor = load(bundle)
-    sample = predictor.decode(storage.read_bytes(image))[0]
-    found = predictor.explanation(sample, method)
+    found = predictor.explain(storage.read_bytes(image), method, spacing_mm=spacing)
     out = out or f"explanation.{found.media_type.rsplit('/', 1)[-1]}"
     storage.write_bytes(out, found.content)
     console.print(f"Wrote {out}")
-    if found.importance:
+    column, curve = "importance", found.importance
+    if found.areas:
+        column, curve = f"area_{found.unit}", found.areas
+    if curve:
         table = out.rsplit(".", 1)[0] + ".csv"
-        lines = [f"{frame},{value:.4f}" for frame, value in enumerate(found.importance)]
-        storage.write_bytes(table, "\n".join(["frame,importance", *lines, ""]).encode())
+        lines = [
+            f"{frame}," + ("" if math.isnan(value) else f"{value:.4f}")
+            for frame, value in enumerate(curve)
+        ]
+        storage.write_bytes(table, "\n".join([f"frame,{column}", *lines, ""]).encode())
         console.print(f"Wrote {table}")
 
 

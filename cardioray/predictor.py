@@ -25,7 +25,7 @@ from cardioray import storage
 from cardioray.answers import ModelOutputs, binary_answer, number_answer
 from cardioray.bundle import MODEL, Bundle, BundleError
 from cardioray.data.clip import CLIP
-from cardioray.data.decoding import DecodedSample, ImageDecoder
+from cardioray.data.decoding import DecodedSample, Decoder, ImageDecoder
 from cardioray.data.frames import MAX_FRAMES
 from cardioray.data.image import UnreadableImage
 from cardioray.data.sampling import VALID, one_batch, stacked, windows_of
@@ -80,11 +80,16 @@ class Overlay:
         content: the file.
         media_type: "image/png" or "video/mp4".
         importance: of a cine, the share of evidence in each frame, of the largest; else empty.
+        areas: of an outlined cine, the area of the cavity in each frame, NaN where there is none;
+            else empty.
+        unit: of the areas, "cm2", or "px" where the size of a pixel is not known.
     """
 
     content: bytes
     media_type: str
     importance: tuple[float, ...] = ()
+    areas: tuple[float, ...] = ()
+    unit: str = ""
 
 
 def task_of(bundle: Bundle, max_windows: int | None = None) -> Task:
@@ -163,6 +168,11 @@ class Predictor:
             self._model = model.eval()
         return self._model
 
+    @property
+    def decoder(self) -> Decoder:
+        """From a file to what the network takes."""
+        return self.task.decoder
+
     def predict(
         self, items: Item | Sequence[Item], views: Sequence[str] | None = None
     ) -> dict[str, Any]:
@@ -207,7 +217,7 @@ class Predictor:
         Raises:
             UnreadableImage: when it cannot be read, or holds more than `max_frames` frames.
         """
-        return self.task.decoder.decode(data, None, max_frames)
+        return self.decoder.decode(data, None, max_frames)
 
     def infer(self, samples: Sequence[DecodedSample]) -> ModelOutputs:
         """Run the network over samples of one or of many studies.
@@ -358,6 +368,30 @@ class Predictor:
         heat = self._heat_map(sample, method, answer)
         return Overlay(explain_grid([Explanation(sample.picture, heat, title)]), "image/png")
 
+    def explain(
+        self,
+        data: bytes,
+        method: str | None = None,
+        *,
+        spacing_mm: tuple[float, float] | None = None,
+    ) -> Overlay:
+        """Where in a file an answer about it comes from: `explanation` of its first frame or cine.
+
+        Args:
+            data: the file.
+            method: as of `explanation`.
+            spacing_mm: height and width of a pixel, for what is measured in outlines.
+
+        Raises:
+            ValueError: as of `explanation`, and for the size of a pixel where nothing is measured.
+            UnreadableImage: when the file cannot be read.
+        """
+        if spacing_mm is not None:
+            raise ValueError(
+                f"Leave out the size of a pixel: {self.task.name} measures nothing in the file."
+            )
+        return self.explanation(self.decode(data)[0], method)
+
     def _cine_overlay(self, sample: DecodedSample, method: str, task: VideoTask) -> Overlay:
         from cardioray.explain.clip_cam import ClipExplainer, assemble, overlay_frames
 
@@ -439,7 +473,7 @@ class Predictor:
 
     def _decode_item(self, item: Item) -> list[DecodedSample]:
         if isinstance(item, np.ndarray):
-            return [self.task.decoder.from_array(item)]
+            return [self.decoder.from_array(item)]
         data = item if isinstance(item, bytes) else storage.read_bytes(str(item))
         return self.decode(data)
 

@@ -23,9 +23,11 @@ from cardioray.data.decoding import DecodedSample
 from cardioray.data.image import UnreadableImage
 from cardioray.evaluation.operating_point import BinaryOperatingPoint, RegressionOperatingPoint
 from cardioray.evaluation.predictions import views_side_by_side
+from cardioray.keyframes import HEADS, KeyframePredictor
 from cardioray.model_store import bundle_place
 from cardioray.predictor import Overlay, Predictor, read_operating_points, task_of
 from cardioray.segments import SegmentPredictor
+from cardioray.systoles import OutlinedBeatsPredictor
 from cardioray.tasks.lv_seg import LvSegTask
 
 FUSION = "fusion.json"
@@ -324,28 +326,51 @@ class StudyPredictor(Predictor):
         return np.asarray(mine & (probabilities >= self.fusion.least_probability))
 
 
-def open_predictor(bundle: Bundle, **options: Any) -> Predictor:
+def open_predictor(
+    bundle: Bundle, *, systoles_from: Bundle | None = None, **options: Any
+) -> Predictor:
     """The predictor of a bundle, of one network or of several.
 
     Args:
         bundle: the verified files.
+        systoles_from: of a bundle of `echo-ef`, a bundle of `lv-seg` in whose outlines its beats
+            are found; by default they are told by what the network says of successive windows.
         **options: of `Predictor`.
+
+    Raises:
+        ValueError: when systoles are asked for of another task, or from one.
     """
+    if systoles_from is not None:
+        if bundle.members:
+            raise ValueError(
+                f"systoles_from: {bundle.path} answers for studies of several views, and systoles "
+                "are looked for in cines of one. Leave it out."
+            )
+        outliner = open_predictor(systoles_from, **options)
+        return OutlinedBeatsPredictor(bundle, outliner, **options)
     if bundle.members:
         return StudyPredictor(bundle, **options)
+    if (bundle.path / HEADS).is_file():
+        return KeyframePredictor(bundle, **options)
     kind = SegmentPredictor if bundle.task == LvSegTask.name else Predictor
     return kind(bundle, **options)
 
 
-def load(path: str | Path, **options: Any) -> Predictor:
+def load(path: str | Path, *, systoles_from: str | Path | None = None, **options: Any) -> Predictor:
     """Open a bundle and make it ready to answer.
 
     Args:
         path: local directory or s3:// prefix of a bundle, or of a comparison for its winner.
+        systoles_from: likewise, of the bundle of `lv-seg` in whose outlines a bundle of `echo-ef`
+            finds its beats.
         **options: of `Predictor`: runtime, precision, num_threads.
 
     Raises:
         BundleError: when the bundle is damaged or of another version.
-        ValueError: when a comparison holds no bundle.
+        ValueError: when a comparison holds no bundle, or systoles are asked for of another task, or
+            from one.
     """
-    return open_predictor(open_bundle(bundle_place(str(path))), **options)
+    outlines = None
+    if systoles_from is not None:
+        outlines = open_bundle(bundle_place(str(systoles_from)))
+    return open_predictor(open_bundle(bundle_place(str(path))), systoles_from=outlines, **options)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+import tiny_segments
 from PIL import Image
 from pydicom.data import get_testdata_file
 from rich.console import Console
@@ -19,6 +21,7 @@ from cardioray.data.image import ImagePreprocess
 from cardioray.data.manifest import Manifest, read_manifest
 from cardioray.data.splits import SplitConfig
 from cardioray.targets import BinaryTarget, RegressionTarget
+from cardioray.tasks import make_task
 
 FFR = BinaryTarget(name="ffr", positive="low", negative="high", value_column="ffr", cutoff=0.8)
 
@@ -211,6 +214,33 @@ def test_numbers_as_targets(folder: Path) -> None:
     report = check_manifest(read_manifest(str(folder), [target]), target)
     assert report.errors == ()
     assert {count.class_name for count in report.counts} == {"ffr_value"}
+
+
+def test_frames_with_label_maps_are_counted_by_view(tmp_path: Path) -> None:
+    root = tiny_segments.write_camus(tmp_path, 4)
+    wide = root / "patient0002" / "patient0002_2CH_ED.nii.gz"
+    pixels = np.asarray(nibabel.load(wide).dataobj).T
+    wide.write_bytes(tiny_segments.nifti(pixels, (0.5, 0.25)))
+    (root / "patient0003" / "patient0003_4CH_ES_gt.nii.gz").write_bytes(b"nothing")
+    task = make_task("lv-seg")
+    manifest = task.read_manifest(str(root), None)
+    report = check_manifest(manifest, *task.targets, splits=task.split, decoder=task.decoder)
+    assert report.groups == {
+        "view": {"A2C": 8, "A4C": 8},
+        "phase": {"ED": 8, "ES": 8},
+        "image_quality": {"Good": 8, "Poor": 8},
+    }
+    assert report.label_maps == 15
+    assert report.pixel_types == {
+        "A2C, NIFTI, 1.30 x 1.60 mm a pixel": 7,
+        "A4C, NIFTI, 1.30 x 1.60 mm a pixel": 7,
+        "A2C, NIFTI, 0.25 x 0.50 mm a pixel": 1,
+    }
+    assert report.sizes == {"A2C, 72 x 80": 8, "A4C, 72 x 80": 7}
+    text = text_of(report)
+    assert "16 rows, 4 patients, 15 frames read, 15 of them with label maps" in text
+    assert "rows by view: A2C 8, A4C 8" in text
+    assert "its label map" in text
 
 
 def test_held_out_calibration(folder: Path) -> None:

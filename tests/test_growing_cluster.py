@@ -13,8 +13,14 @@ import tiny_training as tiny
 from ray.cluster_utils import Cluster
 from ray_cluster import several_nodes
 
-from cardioray.data.cluster import Capacity, capacity, require_shared
-from cardioray.inference.actors import THREADS_PER_ACTOR, Loading, pool_size, run_on_actors
+from cardioray.data.cluster import (
+    THREADS_PER_ACTOR,
+    Capacity,
+    capacity,
+    pool_size,
+    require_shared,
+)
+from cardioray.inference.actors import Loading, run_on_actors
 from cardioray.training.resources import gpus_per_worker, worker_resources
 from cardioray.training.settings import RunConfig, ScaleConfig
 from cardioray.tuning.compare import fit_cluster
@@ -118,7 +124,11 @@ def test_a_pool_of_actors_waits_for_nodes_and_uses_them(only_head: Cluster) -> N
         try:
             assert answers.result(120) == [f"{chunk} {THREADS_PER_ACTOR}" for chunk in chunks]
             found = capacity()
-            assert (found.cpus, found.gpus, found.grows) == (2.0 * THREADS_PER_ACTOR, 0.0, True)
+            assert (found.cpus, found.gpus, found.grows) == (
+                2.0 * THREADS_PER_ACTOR,
+                0.0,
+                True,
+            )
             assert sorted(found.nodes) == [(0.0, 0.0), (2.0 * THREADS_PER_ACTOR, 0.0)]
             assert pool_size().actors == 2
         finally:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import nibabel
 import numpy as np
 import pandas as pd
 import pydicom
@@ -19,6 +22,7 @@ from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
 from ray import serve
+from rich.console import Console
 
 import cardioray
 from cardioray.bundle import open_bundle
@@ -29,6 +33,8 @@ from cardioray.data.label_maps import CAVITY, MYOCARDIUM, STRUCTURES
 from cardioray.data.pipeline import prepare
 from cardioray.data.video_writing import encode_video
 from cardioray.evaluation.metrics import regression_metrics
+from cardioray.evaluation.segmentation import unpack_labels
+from cardioray.inference.evaluate import evaluate_bundle
 from cardioray.machine import free_port
 from cardioray.segments import SegmentPredictor
 from cardioray.serve.deploy import application_settings, serve_bundles
@@ -49,6 +55,7 @@ SETTINGS = (
     "split.cross_fit_folds=0",
     "scale.gpus_per_worker=0",
     "operating.calibration=none",
+    "model.flips=true",
 )
 VIEWS = ["A4C-ED", "A4C-ES", "A2C-ED", "A2C-ES"]
 
@@ -130,6 +137,23 @@ class TestBundle:
         assert found["gained_by_tidying"]["hd95_mm"] == pytest.approx(gained)
         assert "| cavity | phase ED |" in (bundle.path / "README.md").read_text()
 
+    def test_the_worst_studies_are_drawn_from_the_label_maps_it_keeps(self, trained: Any) -> None:
+        bundle = trained[1]
+        parts = pd.read_parquet(bundle.path / "parts.parquet")
+        for _, row in parts.iterrows():
+            labels = unpack_labels(row["predicted_png"])
+            assert labels.shape == tiny.SHAPE
+            area = (labels == CAVITY).sum() * np.prod(tiny.SPACING)
+            assert row["predicted_area_mm2"] == pytest.approx(area, rel=1e-5)
+        studies = parts.loc[parts["split"] == "test", "study_id"].nunique()
+        drawn = sorted(path.name for path in (bundle.path / "plots" / "outlines").iterdir())
+        assert drawn == [
+            f"worst_{kind}_{number:02d}.png"
+            for kind in ("dice", "ef")
+            for number in range(1, studies + 1)
+        ]
+        assert "plots/outlines/worst_ef_01.png" in (bundle.path / "README.md").read_text()
+
     def test_the_export_computes_the_same(self, trained: Any) -> None:
         tolerance = trained[1].json("tolerance.json")
         assert tolerance["openvino_kept"]
@@ -137,6 +161,86 @@ class TestBundle:
 
     def test_it_verifies_itself(self, trained: Any) -> None:
         assert open_bundle(trained[1].place).task == "lv-seg"
+
+
+def without_spacing(folder: Path) -> None:
+    """Write the pictures of a folder again, as files that do not state the size of a pixel."""
+    for file in folder.rglob("*.nii.gz"):
+        array = np.asarray(nibabel.load(file).dataobj)
+        file.write_bytes(tiny.nifti(array.T, (0.0, 0.0)))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+class TestEvaluated:
+    def test_own_data_give_the_figures_of_the_bundle_again(
+        self, trained: Any, tmp_path: Path
+    ) -> None:
+        folder, bundle = trained
+        found = evaluate_bundle(
+            bundle.place, str(folder / "camus"), out=str(tmp_path), console=Console(quiet=True)
+        )["ef"]
+        held = bundle.json("metrics.json")
+        assert found.patients == held["targets"]["ef"]["patients"]
+        assert any("the bundle's own test studies" in note for note in found.notes)
+        written = json.loads((tmp_path / "metrics.json").read_text())
+        # A probability that differs by rounding may move a pixel from one structure to another.
+        assert written["largest_score_difference_from_the_bundle"]["ef"] < 0.5
+        for mine, theirs in zip(written["outlines"], held["outlines"], strict=True):
+            assert (mine["structure"], mine["group"]) == (theirs["structure"], theirs["group"])
+            assert mine["frames"] == theirs["frames"]
+            assert mine["dice"]["value"] == pytest.approx(theirs["dice"]["value"], abs=1e-3)
+            assert mine["hd95_mm"]["value"] == pytest.approx(theirs["hd95_mm"]["value"], abs=0.1)
+        parts, own = (
+            pd.read_parquet(place / "parts.parquet").set_index("sample_id")
+            for place in (tmp_path, bundle.path)
+        )
+        assert set(parts.index) == set(own.index[own["split"] == "test"])
+        drawn = [
+            sorted(path.name for path in (place / "plots" / "outlines").iterdir())
+            for place in (tmp_path, bundle.path)
+        ]
+        assert drawn[0] == drawn[1]
+        assert (tmp_path / "plots" / "ef" / "scatter.png").exists()
+
+    def test_known_patients_are_left_out_and_unknown_pixels_have_no_length(
+        self, trained: Any, tmp_path: Path
+    ) -> None:
+        folder, bundle = trained
+        tiny.write_camus(tmp_path / "others", 5, seed=9)
+        # One frame of a patient that the network was trained on, under another name.
+        parts = pd.read_parquet(bundle.path / "parts.parquet")
+        names = sorted(path.name for path in (folder / "camus").iterdir())
+        known = next(name for name in names if name not in set(parts["patient_id"]))
+        for ending in ("4CH_ED.nii.gz", "4CH_ED_gt.nii.gz"):
+            shutil.copy(
+                folder / "camus" / known / f"{known}_{ending}",
+                tmp_path / "others" / "patient0002" / f"patient0002_{ending}",
+            )
+        without_spacing(tmp_path / "others")
+        console = Console(file=io.StringIO(), width=100)
+        out = tmp_path / "out"
+        found = evaluate_bundle(
+            bundle.place, str(tmp_path / "others"), out=str(out), console=console
+        )["ef"]
+        assert (found.patients, found.studies) == (4, 4)
+        assert found.per_study.values["mae"].value < 10
+        notes = " ".join(found.notes)
+        assert "1 of 5 patients have frames that took part in making the bundle" in notes
+        assert "16 of 16 frames do not state the size of a pixel" in notes
+        written = json.loads((out / "metrics.json").read_text())
+        for row in written["outlines"]:
+            assert row["hd95_mm"]["value"] is None
+            assert row["msd_mm"]["value"] is None
+        assert written["outlines"][0]["dice"]["value"] > 0.8
+        shown = console.file.getvalue()  # type: ignore[attr-defined]
+        assert "Outlines: means over frames" in shown
+        assert "undefined" in shown
+
+    def test_shards_are_refused(self, trained: Any) -> None:
+        folder, bundle = trained
+        with pytest.raises(ValueError, match="holds shards; give the data set"):
+            evaluate_bundle(bundle.place, str(folder / "shards"))
 
 
 @pytest.mark.ray
@@ -180,6 +284,14 @@ class TestAnswers:
         stated = predictor.predict(bare, views=VIEWS, spacing_mm=tiny.SPACING)
         whole = predictor.predict(files, views=VIEWS)
         assert stated["ef"]["value"] == pytest.approx(whole["ef"]["value"], abs=1e-4)
+
+    def test_pixels_of_other_proportions_are_told(self, predictor: SegmentPredictor) -> None:
+        files, _ = patient()
+        square = [tiny.nifti(predictor.decode(f)[0].picture, (1.3, 1.3)) for f in files[2:]]
+        answer = predictor.predict([*files[:2], *square], views=VIEWS)
+        assert any("pictures of one were resampled" in text for text in answer["warnings"])
+        plain = predictor.predict(files, views=VIEWS)
+        assert not any("resampled" in text for text in plain["warnings"])
 
     @pytest.mark.parametrize(
         ("views", "reason"),

@@ -16,6 +16,8 @@ TASKS = {
     "echo_ef_cpu": "echo-ef",
     "echo_cmr_adamw": "echo-cmr",
     "echo_cmr_cpu": "echo-cmr",
+    "keyframe_ef_cpu": "keyframe-ef",
+    "lv_seg_cpu": "lv-seg",
 }
 
 
@@ -34,7 +36,8 @@ def test_a_named_config_builds_a_run_and_names_itself(name: str) -> None:
     stages = run.train.resolved_stages(has_weights=False)
     assert stages
     text = (CONFIGS / f"{name}.yaml").read_text()
-    assert f"cardioray train {TASKS[name]} --config configs/{name}.yaml" in text
+    assert f"--config configs/{name}.yaml" in text
+    assert any(f"cardioray {verb} {TASKS[name]}" in text for verb in ("train", "compare"))
     assert set(run.task.input_shapes({})) == set(run.task.columns)
 
 

@@ -102,7 +102,7 @@ def train_here(run: RunConfig, shards: ShardSet, folder: Path) -> Outcome:
 def train_plan_here(plan: TrainPlan) -> Outcome:
     """As `train_here`, for a plan."""
     written = dict(plan.run)
-    columns = RunConfig.build(written.pop("task"), written).task.decoder.columns
+    columns = RunConfig.build(written.pop("task"), written).task.stored
     threads, temporary = torch.get_num_threads(), tempfile.tempdir
     torch.set_num_threads(1)
     # Local mode leaves checkpoints where they were written.

@@ -19,6 +19,8 @@ _LEAST_CORRELATION = 0.2
 _AS_GOOD = 0.75
 # Frames of the median that smooths a curve of areas.
 _STEADY = 3
+# Part of a beat by which its end diastole may lie before the first frame, whose area is as large.
+_A_MOMENT = 16
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,17 @@ def beat_period(curve: Floats, fps: float) -> float | None:
 def phases_of(areas: Floats, fps: float | None) -> list[tuple[int, int]]:
     """End diastole and end systole of each beat from the area of the cavity.
 
+    Where in the beat both phases lie is told from all beats together; each beat then has its own
+    largest area near the one, and its own smallest area between that and the next one.
+
     Args:
         areas: one a frame (T,), NaN where there is none.
         fps: frames a second; None where it is not known, and the cine counts as one beat.
 
     Returns:
-        Frames of the largest and of the smallest area, beat by beat: of whole beats, or of the
-        whole cine where no beat is told apart; empty where fewer than two frames have an area.
+        Frames of the largest and of the smallest area, beat by beat, end diastole first: of the
+        beats of which the cine has both, or of the whole cine, in any order, where no beat is told
+        apart; empty where fewer than two frames have an area.
     """
     known = np.flatnonzero(np.isfinite(areas))
     if len(known) < 2:
@@ -90,11 +96,26 @@ def phases_of(areas: Floats, fps: float | None) -> list[tuple[int, int]]:
     # A frame that a network has drawn wrong is no end of a beat.
     steady = median_filter(curve, size=_STEADY, mode="nearest") if len(curve) >= _STEADY else curve
     period = None if fps is None else beat_period(steady, fps)
-    step = len(curve) if period is None else round(period)
-    pairs = []
-    for first in range(0, len(curve) - step + 1, step):
-        beat = steady[first : first + step]
-        pairs.append((first + int(np.argmax(beat)), first + int(np.argmin(beat))))
+    pairs = [] if period is None else _systoles(steady, round(period))
+    return pairs or [(int(np.argmax(steady)), int(np.argmin(steady)))]
+
+
+def _systoles(curve: Floats, step: int) -> list[tuple[int, int]]:
+    """Frames of both phases of each beat of a curve that repeats after `step` frames."""
+    folded = np.array([curve[offset::step].mean() for offset in range(step)])
+    largest = int(np.argmax(folded))
+    contraction = (int(np.argmin(folded)) - largest) % step
+    around = max(1, step // 4)
+    pairs: list[tuple[int, int]] = []
+    # From the beat before the first whole one: it may have begun a moment before the cine.
+    for expected in range(largest - step, len(curve) - contraction, step):
+        before = pairs[-1][1] + 1 if pairs else 0
+        first, stop = max(expected - around, before), expected + min(around, contraction - 1) + 1
+        if stop <= first or expected < -max(1, step // _A_MOMENT):
+            continue
+        ed = first + int(np.argmax(curve[first:stop]))
+        rest = curve[ed + 1 : max(expected + step - around, expected + contraction + 1)]
+        pairs.append((ed, ed + 1 + int(np.argmin(rest))))
     return pairs
 
 

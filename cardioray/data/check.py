@@ -19,7 +19,7 @@ from cardioray.data.decoding import Decoder, ImageDecoder, Inspection, LabelledD
 from cardioray.data.frames import READ_ERRORS
 from cardioray.data.image import ImagePreprocess
 from cardioray.data.isolation import IsolatedDecoder, IsolationConfig, isolated
-from cardioray.data.layouts import SPLITS, shown
+from cardioray.data.layouts import SPLITS, as_text, shown
 from cardioray.data.manifest import Manifest, check_studies
 from cardioray.data.nifti import read_labels, read_source
 from cardioray.data.splits import SplitConfig, assign_splits
@@ -27,6 +27,8 @@ from cardioray.machine import usable_cores
 from cardioray.targets import BinaryTarget, Target
 
 _PRINTED_ROWS = 10
+# Columns of a manifest whose values are counted, where it has them.
+_GROUPS = ("view", "phase", "image_quality")
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,11 @@ class DataReport:
             in both.
         numbers: distribution of values by split.
         calibration: "held-out", "cross-fitted", or "" where the splits are wrong.
-        sizes: number of frames by "width x height".
-        pixel_types: number of files by how they store pixels.
+        sizes: number of frames by "width x height"; where there are several views, of each.
+        pixel_types: number of files by how they store pixels, likewise.
+        groups: of the columns that divide the rows ("view", "phase", "image_quality"), rows by
+            value.
+        label_maps: rows whose label map was read and fits.
         unreadable: source and reason of every file that cannot be read.
         duplicates: sample ids of rows that share a frame, group by group.
         errors: what must be mended before training, as sentences.
@@ -92,6 +97,8 @@ class DataReport:
     calibration: str
     sizes: dict[str, int]
     pixel_types: dict[str, int]
+    groups: dict[str, dict[str, int]]
+    label_maps: int
     unreadable: tuple[tuple[str, str], ...]
     duplicates: tuple[tuple[str, ...], ...]
     errors: tuple[str, ...]
@@ -144,6 +151,7 @@ def check_manifest(
     if unreadable:
         errors.append(f"{len(unreadable)} of {len(table)} files cannot be read.")
     read = {row: found for row, found in enumerate(findings) if not isinstance(found, str)}
+    views = _view_prefixes(table)
     blank = [table["sample_id"][row] for row, found in read.items() if found.blank]
     if blank:
         warnings.append(f"{len(blank)} row(s) with a blank frame: {shown(blank)}.")
@@ -156,13 +164,27 @@ def check_manifest(
         counts=tuple(counts),
         numbers=tuple(n for target in known for n in _numbers(split, labels[target.name], target)),
         calibration=calibration,
-        sizes=_histogram(size for found in read.values() for size in found.sizes),
-        pixel_types=_histogram(found.kind for found in read.values()),
+        sizes=_histogram(views[row] + size for row, found in read.items() for size in found.sizes),
+        pixel_types=_histogram(views[row] + found.kind for row, found in read.items()),
+        groups={
+            name: _histogram(as_text(value) or "not said" for value in table[name])
+            for name in _GROUPS
+            if name in table
+        },
+        label_maps=len(read) if isinstance(decoder, LabelledDecoder) else 0,
         unreadable=unreadable,
         duplicates=tuple(tuple(table["sample_id"][list(group)]) for group in duplicates),
         errors=tuple(errors),
         warnings=tuple(warnings),
     )
+
+
+def _view_prefixes(table: pd.DataFrame) -> list[str]:
+    """Beginnings that tell rows of several views apart; "" everywhere where there is one view."""
+    views = [as_text(value) for value in table["view"]] if "view" in table else []
+    if len(set(views)) < 2:
+        return [""] * len(table)
+    return [f"{view or 'view not said'}, " for view in views]
 
 
 def _encode(
@@ -340,8 +362,14 @@ def _histogram(values: Iterable[str]) -> dict[str, int]:
 def print_report(report: DataReport, console: Console | None = None) -> None:
     """Show a report on the screen; long lists end with how much was left out."""
     console = console or Console()
-    console.print(f"{report.rows} rows, {report.patients} patients, {report.frames} frames read")
-    counts = Table("split", "class", title="Labels", title_justify="left")
+    maps = f", {report.label_maps} of them with label maps" * bool(report.label_maps)
+    console.print(
+        f"{report.rows} rows, {report.patients} patients, {report.frames} frames read{maps}"
+    )
+    for name, values in report.groups.items():
+        listed = ", ".join(f"{value} {count}" for value, count in values.items())
+        console.print(f"rows by {name}: {listed}", highlight=False, markup=False)
+    counts = Table("split", "class or number", title="Labels", title_justify="left")
     for heading in ("patients", "rows"):
         counts.add_column(heading, justify="right")
     for count in report.counts:
@@ -350,9 +378,10 @@ def print_report(report: DataReport, console: Console | None = None) -> None:
     console.print(counts)
     for number in report.numbers:
         below = ", ".join(f"{count} below {cut:g}" for cut, count in number.below.items())
+        below = f"; of rows, {below}" * bool(below)
         console.print(
             f"{number.target} ({number.split}): {number.mean:.2f} ± {number.deviation:.2f} "
-            f"{number.unit}, {number.low:.2f} to {number.high:.2f}{'; ' * bool(below)}{below}",
+            f"{number.unit}, {number.low:.2f} to {number.high:.2f}{below}",
             highlight=False,
         )
     for title, histogram in (("Frame sizes", report.sizes), ("Stored pixels", report.pixel_types)):

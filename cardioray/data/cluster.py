@@ -24,6 +24,13 @@ _HEAD = "node:__internal_head__"
 _bare = False
 
 
+# Wider actors on larger nodes: fewer copies of the network, and no more threads a forward pass
+# than it uses well.
+THREADS_PER_ACTOR = 4
+# Actors stay below the CPUs of their node, so that whatever else a cluster runs is never starved.
+CPU_SHARE = 0.8
+
+
 def connect(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
     """Join the cluster named by RAY_ADDRESS, or start a local one; does nothing when connected.
 
@@ -163,6 +170,39 @@ def capacity() -> Capacity:
         grows=grows,
         nodes=tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes),
     )
+
+
+@dataclass(frozen=True)
+class PoolSize:
+    """What a pool takes of a cluster.
+
+    Attributes:
+        actors: actors that the nodes which are up hold.
+        grows: the cluster starts nodes for more actors.
+        threads: of each actor.
+        resources: what Ray sets aside for each.
+    """
+
+    actors: int
+    grows: bool
+    threads: int
+    resources: dict[str, float]
+
+
+def pool_size() -> PoolSize:
+    """The pool that fits the connected cluster: one actor a GPU, else actors on all CPUs."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    grows = capacity().grows
+    cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    if gpus:
+        threads = min(max(1, sum(cpus) // gpus), 2 * THREADS_PER_ACTOR)
+        return PoolSize(gpus, grows, threads, resources={"num_gpus": 1})
+    # Nodes that are started on demand are no small ones.
+    smallest = min(cpus, default=THREADS_PER_ACTOR if grows else 1)
+    threads = THREADS_PER_ACTOR if smallest >= THREADS_PER_ACTOR else 1
+    actors = sum(count // threads for count in cpus)
+    return PoolSize(max(1, actors), grows, threads, resources={"num_cpus": CPU_SHARE * threads})
 
 
 def num_nodes() -> int:

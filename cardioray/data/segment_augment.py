@@ -129,6 +129,29 @@ def augment_segments(
     return changed, labels[:, 0].round().to(torch.uint8)
 
 
+def draw_windows(
+    pictures: Tensor, masks: Tensor, side: int, seed: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """A square part of every picture, anywhere in it, and the same part of its label map.
+
+    Args:
+        pictures: (B, S, S, C).
+        masks: (B, S, S).
+        side: of the parts in px, at most S.
+        seed: what their places are drawn from.
+
+    Returns:
+        (B, side, side, C) and (B, side, side).
+    """
+    draws = _Draws(seed, len(pictures), torch.device("cpu"))
+    places = (draws.uniform(0, 1, 2) * (pictures.shape[1] - side + 1)).int().tolist()
+    parts = [
+        (number, slice(top, top + side), slice(left, left + side))
+        for number, (top, left) in enumerate(places)
+    ]
+    return torch.stack([pictures[p] for p in parts]), torch.stack([masks[p] for p in parts])
+
+
 def _grid(side: int, settings: SegmentAugmentConfig, draws: _Draws) -> Tensor:
     """Where each pixel of the result comes from, (B, S, S, 2) in [-1, 1], x before y."""
     affine, crop = draws.chosen(settings.affine), draws.chosen(settings.crop)

@@ -32,7 +32,7 @@ from cardioray.targets import RegressionTarget
 VIEWS = ("A2C", "A4C")
 PHASES = ("ED", "ES")
 # Other words for both.
-_VIEWS = {"2ch": "A2C", "a2c": "A2C", "4ch": "A4C", "a4c": "A4C"}
+VIEW_WORDS = {"2ch": "A2C", "a2c": "A2C", "4ch": "A4C", "a4c": "A4C"}
 _PHASES = {"ed": "ED", "es": "ES", "diastole": "ED", "systole": "ES"}
 
 
@@ -104,7 +104,7 @@ def _from_table(
             "label map), view (A2C or A4C) and phase (ED or ES)."
         )
     table["mask"] = [as_text(value) for value in table["mask"]]
-    for column, words, allowed in (("view", _VIEWS, VIEWS), ("phase", _PHASES, PHASES)):
+    for column, words, allowed in (("view", VIEW_WORDS, VIEWS), ("phase", _PHASES, PHASES)):
         said = [words.get(as_text(value).lower(), "") for value in table[column]]
         if "" in said:
             row = said.index("")

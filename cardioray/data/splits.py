@@ -29,7 +29,8 @@ class SplitConfig:
         train: share of patients a model is fitted on.
         validation: share for early stopping and search.
         calibration: share for thresholds, calibration of probabilities and conformal sets.
-        test: share that is scored once.
+        test: share that is scored once; with 0, every patient is in a fold of a comparison, and
+            what folds' models say of patients they have not seen is what is scored.
         seed: another seed is another division.
         folds: number of folds where a comparison is cross-validated.
         min_calibration_patients: fewest calibration patients a class needs; with fewer there is no
@@ -41,7 +42,7 @@ class SplitConfig:
     train: float = Field(default=0.6, gt=0, lt=1)
     validation: float = Field(default=0.15, gt=0, lt=1)
     calibration: float = Field(default=0.1, ge=0, lt=1)
-    test: float = Field(default=0.15, gt=0, lt=1)
+    test: float = Field(default=0.15, ge=0, lt=1)
     seed: int = Field(default=0, ge=0)
     folds: int = Field(default=5, ge=2)
     min_calibration_patients: int = Field(default=10, ge=1)

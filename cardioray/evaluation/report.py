@@ -27,6 +27,7 @@ from cardioray.evaluation.figures import (
 from cardioray.evaluation.intervals import Interval, patient_bootstrap
 from cardioray.evaluation.metrics import auc_statistic
 from cardioray.evaluation.operating_point import BinaryOperatingPoint, RegressionOperatingPoint
+from cardioray.evaluation.out_of_fold import FittingSettings, OutOfFold, decide_out_of_fold
 from cardioray.evaluation.predictions import (
     ONE_WINDOW,
     check_predictions,
@@ -178,6 +179,46 @@ def evaluate(
     return replace(found, one_window=_figures(single, target, resampling))
 
 
+def evaluate_out_of_fold(
+    predictions: pd.DataFrame,
+    target: BinaryTarget | RegressionTarget,
+    fitting: FittingSettings,
+    *,
+    seed: int = 0,
+    num_resamples: int = 2000,
+    confidence: float = 0.95,
+) -> tuple[Evaluation, OutOfFold]:
+    """Score the test rows of several folds, each decided by an operating point of other patients.
+
+    Args:
+        predictions: with columns `split` and `fold`; see `decide_out_of_fold`.
+        target: what the label means.
+        fitting: how operating points are fitted.
+        seed: of the patient bootstrap; `num_resamples` and `confidence` likewise.
+        num_resamples: see there.
+        confidence: see there.
+
+    Returns:
+        The figures, and the decided rows that they were counted from.
+
+    Raises:
+        ValueError: when the table is at fault.
+    """
+    decided = decide_out_of_fold(predictions, target, fitting)
+    found = evaluate_decisions(
+        decided.frames,
+        decided.studies,
+        target,
+        Resampling(num_resamples, seed, confidence),
+        notes=[
+            "Cross-validated: every patient is scored by a network that has not seen them, trained "
+            "like the one in this bundle, which has seen all of them. Operating points: "
+            f"{decided.thresholds_from}."
+        ],
+    )
+    return found, decided
+
+
 def evaluate_decisions(
     frames: pd.DataFrame,
     studies: pd.DataFrame,
@@ -271,6 +312,7 @@ def write_plots(
     *,
     split: str = "test",
     seed: int = 0,
+    decided: pd.DataFrame | None = None,
 ) -> list[str]:
     """Draw what `evaluate` counts, per study, as PNG files.
 
@@ -281,6 +323,8 @@ def write_plots(
         folder: local or s3:// folder, made where it is absent.
         split: split that is drawn.
         seed: of the band around the ROC curve.
+        decided: the studies with what was decided of each, where that was not by this operating
+            point.
 
     Returns:
         Paths of the files.
@@ -289,7 +333,9 @@ def write_plots(
         ValueError: as `evaluate`.
     """
     everything = check_predictions(predictions, target, default_split=split)
-    studies = decide(per_study(select_split(everything, split)), operating_point)
+    studies = decided
+    if studies is None:
+        studies = decide(per_study(select_split(everything, split)), operating_point)
     labels, scores = studies["label"].to_numpy(), studies["score"].to_numpy()
     if isinstance(target, RegressionTarget):
         figures = number_plots(studies, target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from cardioray.evaluation.intervals import Interval, patient_bootstrap
 
@@ -18,6 +22,8 @@ Floats = NDArray[np.float64]
 FIGURES = ("dice", "iou", "hd95_mm", "msd_mm")
 # Beginning of the columns that hold the figures of outlines that were not tidied.
 UNTIDIED = "raw_"
+# The column that holds the tidied label map of each frame, see `pack_labels`.
+PREDICTED_MAP = "predicted_png"
 GROUPS = ("phase", "view", "image_quality")
 
 
@@ -78,6 +84,27 @@ def outline_figures(
         for structure in structures
         for group, chosen in _groups(frames)
     ]
+
+
+def print_outlines(figures: Sequence[OutlineFigures], console: Console) -> None:
+    """Print the figures as a table."""
+    table = Table(
+        title="Outlines: means over frames",
+        caption="95 % intervals, resamples of patients. MSD is the mean surface distance. Not for "
+        "clinical use.",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for heading in ("Frames", "Number", "Dice", "HD95 in mm", "MSD in mm"):
+        table.add_column(heading)
+    for structure, own in itertools.groupby(figures, lambda found: found.structure):
+        table.add_section()
+        table.add_row(structure)
+        for found in own:
+            values = found.values
+            shown = (f"{values['dice']:.3f}", f"{values['hd95_mm']:.1f}", f"{values['msd_mm']:.2f}")
+            table.add_row(f"  {found.group}", str(found.frames), *shown)
+    console.print(table)
 
 
 def _groups(frames: pd.DataFrame) -> Iterator[tuple[str, NDArray[np.bool_]]]:

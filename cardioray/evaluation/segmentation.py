@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 Mask = NDArray[np.bool_]
+Labels = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 
 
@@ -22,7 +24,7 @@ class MaskFigures:
         iou: |A and B| / |A or B|.
         hd95_mm: Hausdorff distance without the farthest twentieth: the larger one of the 95th
             percentiles of the distances from the surface of either to the other. Not defined where
-            one is empty.
+            one is empty, or a pixel has no known size.
         msd_mm: mean surface distance: the mean of the distances in both directions together.
     """
 
@@ -36,13 +38,15 @@ class MaskFigures:
         return dataclasses.asdict(self)
 
 
-def mask_figures(predicted: Mask, reference: Mask, spacing_mm: tuple[float, float]) -> MaskFigures:
+def mask_figures(
+    predicted: Mask, reference: Mask, spacing_mm: tuple[float, float] | None
+) -> MaskFigures:
     """Compare two masks of one structure.
 
     Args:
         predicted: (H, W).
         reference: (H, W).
-        spacing_mm: height and width of a pixel.
+        spacing_mm: height and width of a pixel; None where they are not known.
 
     Raises:
         ValueError: when the shapes differ.
@@ -57,7 +61,7 @@ def mask_figures(predicted: Mask, reference: Mask, spacing_mm: tuple[float, floa
     if not any(sizes):
         return MaskFigures(dice=np.nan, iou=np.nan, hd95_mm=np.nan, msd_mm=np.nan)
     dice, iou = 2 * both / sum(sizes), both / (sum(sizes) - both)
-    if not all(sizes):
+    if spacing_mm is None or not all(sizes):
         return MaskFigures(dice=dice, iou=iou, hd95_mm=np.nan, msd_mm=np.nan)
     there, back = surface_distances(predicted, reference, spacing_mm)
     return MaskFigures(
@@ -87,6 +91,18 @@ def surface_distances(
         ndimage.distance_transform_edt(~surface, sampling=spacing_mm) for surface in surfaces
     )
     return from_second[surfaces[0]], from_first[surfaces[1]]
+
+
+def pack_labels(labels: Labels) -> bytes:
+    """A label map (H, W) as PNG: some kilobytes, so that a table can hold those of all frames."""
+    done, packed = cv2.imencode(".png", labels, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    assert done
+    return packed.tobytes()
+
+
+def unpack_labels(png: bytes) -> Labels:
+    """The label map of `pack_labels`."""
+    return np.asarray(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED))
 
 
 def _surface(mask: Mask) -> Mask:

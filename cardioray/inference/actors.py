@@ -14,22 +14,18 @@ import torch
 
 from cardioray.bundle import open_bundle
 from cardioray.data import cluster
-from cardioray.data.decoding import DecodedSample, Decoder
+from cardioray.data.decoding import DecodedSample, Decoder, LabelledDecoder
 from cardioray.data.frames import LOST_FILES
 from cardioray.data.isolation import IsolatedDecoder, IsolationConfig
-from cardioray.data.nifti import read_source
+from cardioray.data.nifti import read_labels, read_source
+from cardioray.predictor import Predictor
 from cardioray.studies import open_predictor
 
 RuntimeName = Literal["auto", "openvino", "torch"]
 Precision = Literal["auto", "bf16", "fp32"]
 
-# Wider actors on larger nodes: fewer copies of the network, and no more threads a forward pass
-# than it uses well.
-THREADS_PER_ACTOR = 4
 # Files that are decoded and go through the network together.
 FILES_PER_BATCH = 32
-# Actors stay below the CPUs of their node, so that whatever else a cluster runs is never starved.
-CPU_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -40,11 +36,31 @@ class Loading:
         bundle: local directory or s3:// prefix that every node can read.
         runtime: as in `Predictor`.
         precision: as in `Predictor`.
+        systoles_from: likewise, of the bundle in whose outlines beats are found; None for none.
     """
 
     bundle: str
     runtime: RuntimeName
     precision: Precision
+    systoles_from: str | None = None
+
+    def open(self, folder: Path, **options: Any) -> Predictor:
+        """The predictor.
+
+        Args:
+            folder: for copies of bundles from a bucket.
+            **options: further ones of `Predictor`.
+        """
+        outlines = None
+        if self.systoles_from is not None:
+            outlines = open_bundle(self.systoles_from, folder)
+        return open_predictor(
+            open_bundle(self.bundle, folder),
+            systoles_from=outlines,
+            runtime=self.runtime,
+            precision=self.precision,
+            **options,
+        )
 
 
 @dataclass(frozen=True)
@@ -56,12 +72,14 @@ class SourceFile:
         frames: which of its frames, as a manifest says it; "" for the task's default.
         view: the view it shows, where a manifest says it; "" elsewhere.
         split: its split, as a manifest says it; "" elsewhere.
+        mask: its label map (`Manifest.masks`), where the samples are to have theirs; "" elsewhere.
     """
 
     path: str
     frames: str = ""
     view: str = ""
     split: str = ""
+    mask: str = ""
 
 
 class PredictorActor:
@@ -71,12 +89,9 @@ class PredictorActor:
         torch.set_num_threads(threads)
         # The copy of a bundle from a bucket; goes when the actor goes.
         self._scratch = tempfile.TemporaryDirectory(prefix="cardioray-actor-")
-        bundle = open_bundle(loading.bundle, Path(self._scratch.name))
-        self.predictor = open_predictor(
-            bundle, runtime=loading.runtime, precision=loading.precision, num_threads=threads
-        )
+        self.predictor = loading.open(Path(self._scratch.name), num_threads=threads)
         self._pool = ThreadPoolExecutor(max_workers=threads)
-        decoder = self.predictor.task.decoder
+        decoder = self.predictor.decoder
         self._decoder: Decoder | IsolatedDecoder = decoder
         if decoder.risky:
             # Its processes end when they lose their owner.
@@ -89,43 +104,15 @@ class PredictorActor:
     def _decode_file(self, file: SourceFile) -> list[DecodedSample] | str:
         try:
             data = read_source(file.path)
-            samples = self._decoder.decode(data, file.frames or None)
+            if file.mask:
+                assert isinstance(self._decoder, LabelledDecoder | IsolatedDecoder)
+                labels = read_labels(file.mask)
+                samples = self._decoder.decode_labelled(data, labels, file.frames or None)
+            else:
+                samples = self._decoder.decode(data, file.frames or None)
         except LOST_FILES as error:
             return str(error)
         return [replace(sample.without_picture(), view=file.view) for sample in samples]
-
-
-@dataclass(frozen=True)
-class PoolSize:
-    """What a pool takes of a cluster.
-
-    Attributes:
-        actors: actors that the nodes which are up hold.
-        grows: the cluster starts nodes for more actors.
-        threads: of each actor.
-        resources: what Ray sets aside for each.
-    """
-
-    actors: int
-    grows: bool
-    threads: int
-    resources: dict[str, float]
-
-
-def pool_size() -> PoolSize:
-    """The pool that fits the connected cluster: one actor a GPU, else actors on all CPUs."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    grows = cluster.capacity().grows
-    cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
-    gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    if gpus:
-        threads = min(max(1, sum(cpus) // gpus), 2 * THREADS_PER_ACTOR)
-        return PoolSize(gpus, grows, threads, resources={"num_gpus": 1})
-    # Nodes that are started on demand are no small ones.
-    smallest = min(cpus, default=THREADS_PER_ACTOR if grows else 1)
-    threads = THREADS_PER_ACTOR if smallest >= THREADS_PER_ACTOR else 1
-    actors = sum(count // threads for count in cpus)
-    return PoolSize(max(1, actors), grows, threads, resources={"num_cpus": CPU_SHARE * threads})
 
 
 def run_on_actors(
@@ -139,7 +126,7 @@ def run_on_actors(
         chunks: one call each.
         args: further arguments of the actor's constructor.
     """
-    size = pool_size()
+    size = cluster.pool_size()
     items = [{"chunk": chunk} for chunk in chunks]
     now = min(size.actors, len(items))
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(

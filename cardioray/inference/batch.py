@@ -10,7 +10,7 @@ import io
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,7 +22,6 @@ from rich.console import Console
 import cardioray
 from cardioray import config, storage
 from cardioray.answers import ModelOutputs
-from cardioray.bundle import open_bundle
 from cardioray.data import cluster
 from cardioray.data.decoding import DecodedSample
 from cardioray.data.frames import FrameSelection
@@ -30,6 +29,7 @@ from cardioray.data.image import UnreadableImage
 from cardioray.data.layouts import TABLE_SUFFIXES, as_text, find_table, read_table, shown
 from cardioray.data.manifest import resolve
 from cardioray.data.shards import write_quarantine, write_table
+from cardioray.dicom_results import dicom_kinds
 from cardioray.inference.actors import (
     FILES_PER_BATCH,
     Loading,
@@ -40,8 +40,9 @@ from cardioray.inference.actors import (
     run_on_actors,
 )
 from cardioray.inference.columns import as_csv, require_videos, video_rows
+from cardioray.inference.dicom_files import DicomFiles
 from cardioray.model_store import bundle_place
-from cardioray.studies import open_predictor
+from cardioray.systoles import OutlinedBeatsPredictor
 from cardioray.targets import Target
 from cardioray.terminal import progress_bar
 
@@ -98,6 +99,8 @@ def predict_files(
     runtime: RuntimeName = "auto",
     precision: Precision = "auto",
     columns: str | None = None,
+    dicom: Sequence[str] = (),
+    systoles_from: str | None = None,
 ) -> pd.DataFrame:
     """Answer for every study of some files as `Predictor.predict` would, and write a table.
 
@@ -119,6 +122,9 @@ def predict_files(
         columns: a name of `COLUMNS`: the table then holds the headline's uncalibrated predictions
             of each video in the columns of another project, instead of answers. A video of
             another view than the network was trained on goes to the quarantine.
+        dicom: outlines ("seg") and measurements ("sr") of studies of DICOM files, written below
+            `<out>.dicom/`; a study of other files goes to the quarantine.
+        systoles_from: as in `cardioray.load`.
 
     Returns:
         One row a study that could be answered, by study_id: `study_id`, `sources`, the fields of
@@ -132,19 +138,27 @@ def predict_files(
         raise ValueError(f"--out {out}: the table is a .parquet or .csv file.")
     cluster.connect()
     bundle, out = storage.absolute(bundle_place(bundle)), storage.absolute(out)
+    if systoles_from is not None:
+        systoles_from = storage.absolute(bundle_place(systoles_from))
     inputs = [storage.absolute(path) for path in paths]
-    for path in (bundle, out, *inputs):
+    for path in (bundle, out, *inputs, *([systoles_from] if systoles_from else [])):
         cluster.require_shared(path, shared_storage)
+    loading = Loading(bundle, runtime, precision, systoles_from)
+    written = DicomFiles(dicom_kinds(dicom), f"{out}.dicom")
     with tempfile.TemporaryDirectory(prefix="cardioray-predict-") as scratch:
-        predictor = open_predictor(open_bundle(bundle, Path(scratch)), network=False)
+        predictor = loading.open(Path(scratch), network=False)
         targets, identity = predictor.task.targets, predictor.bundle.identity
         if columns is not None:
             require_videos(predictor.task, columns)
+        written.require(predictor)
+        outliner = ""
+        if isinstance(predictor, OutlinedBeatsPredictor):
+            outliner = predictor.outliner.bundle.identity
     studies = find_studies(inputs, study_from, targets, out)
     settings = [cardioray.__version__, identity, runtime, precision, columns or ""]
+    settings += [outliner, *written.kinds]
     parts = _plan(studies, settings, f"{out}.parts")
-    loading = Loading(bundle, runtime, precision)
-    _run(parts, loading, f"{out}.parts", console or Console(), columns)
+    _run(parts, loading, f"{out}.parts", console or Console(), columns, written)
     return _collect(parts, out, columns)
 
 
@@ -250,7 +264,12 @@ def _plan(studies: Sequence[Study], settings: list[str], folder: str) -> list[_P
 
 
 def _run(
-    parts: Sequence[_Part], loading: Loading, folder: str, console: Console, columns: str | None
+    parts: Sequence[_Part],
+    loading: Loading,
+    folder: str,
+    console: Console,
+    columns: str | None,
+    written: DicomFiles,
 ) -> None:
     present = set(storage.list_files(folder)) if storage.exists(folder) else set()
     pending = [part for part in parts if part.path not in present]
@@ -260,7 +279,7 @@ def _run(
         advance(done, total)
         if pending:
             chunks = [part.to_json() for part in pending]
-            for finished in run_on_actors(_AnswerPart, loading, chunks, columns):
+            for finished in run_on_actors(_AnswerPart, loading, chunks, columns, written):
                 done += int(finished)
                 advance(done, total)
 
@@ -268,9 +287,12 @@ def _run(
 class _AnswerPart(PredictorActor):
     """Answers for the studies of a part and writes its file, whole or not at all."""
 
-    def __init__(self, loading: Loading, threads: int, columns: str | None) -> None:
+    def __init__(
+        self, loading: Loading, threads: int, columns: str | None, written: DicomFiles
+    ) -> None:
         super().__init__(loading, threads)
         self._columns = columns
+        self._written = written
 
     def __call__(self, row: Mapping[str, str]) -> dict[str, str]:
         part = _Part.from_json(row["chunk"])
@@ -316,7 +338,9 @@ class _AnswerPart(PredictorActor):
     ) -> str:
         if self._columns is not None:
             return json.dumps(self._video_rows(self._columns, samples, outputs, row))
-        answer = self.predictor.answer(samples, outputs)
+        answering: Callable[..., dict[str, Any]] = self.predictor.answer
+        answer = answering(samples, outputs, **self._written.options(row["read"]))
+        answer = self._written.write(row["study_id"], answer)
         if unread := len(row["unread"]):
             answer["warnings"].append(
                 f"{unread} of {len(row['read']) + unread} files of the study could not be read."

@@ -17,11 +17,16 @@ from cardioray.bundle import dump_json, open_bundle
 from cardioray.data import cluster
 from cardioray.data.shards import write_quarantine, write_table
 from cardioray.evaluation import plots
-from cardioray.evaluation.figures import Resampling
+from cardioray.evaluation.figures import Resampling, decide
 from cardioray.evaluation.intervals import Interval, patient_bootstrap
 from cardioray.evaluation.metrics import auc_statistic
 from cardioray.evaluation.out_of_fold import FittingSettings, OutOfFold, decide_out_of_fold
-from cardioray.evaluation.predictions import check_predictions, read_predictions
+from cardioray.evaluation.predictions import (
+    check_predictions,
+    per_study,
+    read_predictions,
+    select_split,
+)
 from cardioray.evaluation.report import (
     Evaluation,
     evaluate,
@@ -31,12 +36,17 @@ from cardioray.evaluation.report import (
     title_of,
     write_plots,
 )
+from cardioray.evaluation.segment_panels import OUTLINES, write_panels
+from cardioray.evaluation.segment_report import outline_figures, print_outlines
 from cardioray.inference.actors import Loading, Precision, RuntimeName
-from cardioray.inference.scoring import score_files
+from cardioray.inference.scoring import Scored, score_files
+from cardioray.inference.segment_scoring import PARTS, score_outlines
 from cardioray.model_store import bundle_place
+from cardioray.predictor import Predictor
 from cardioray.studies import open_predictor
 from cardioray.targets import BinaryTarget, RegressionTarget
 from cardioray.tasks.base import Task
+from cardioray.tasks.lv_seg import LvSegTask, ef_of_references
 
 PREDICTIONS = "predictions.parquet"
 METRICS = "metrics.json"
@@ -59,13 +69,15 @@ def evaluate_bundle(
 
     On the data it was made from, a bundle is scored on its own `split`, so that its figures come
     out again; the largest difference of a score is printed. Other data are scored by their
-    `split` column, or on all rows where there is none.
+    `split` column, or on all rows where there is none. A bundle that outlines is scored by its
+    outlines, too, on data with label maps.
 
     Args:
         bundle_path: local directory or s3:// prefix of a bundle, or of a comparison for its winner.
         data: a data set as `prepare` takes it, with labels.
         split: split to score.
-        out: folder or prefix for metrics.json, predictions.parquet and plots; None writes nothing.
+        out: folder or prefix for metrics.json, predictions.parquet, plots, and of outlines
+            parts.parquet; None writes nothing.
         patient_from: regular expression that finds the patient in a file name.
         console: where figures are printed.
         shared_storage: every node of the cluster mounts the local folders.
@@ -79,7 +91,7 @@ def evaluate_bundle(
 
     Raises:
         ValueError: when the data are at fault, a share is not between 0 and 1, none of the files
-            can be read, or the split has no rows.
+            can be read, or the split has no rows or, of outlines, no ejection fraction.
     """
     console = console or Console()
     if any(not 0 < share < 1 for share in noise):
@@ -94,9 +106,10 @@ def evaluate_bundle(
         precision = settings["precision"] if precision == "auto" else precision
         predictor = open_predictor(bundle, network=False)
         loading = Loading(bundle_path, runtime, precision)
-        scored = score_files(predictor, loading, data, split, patient_from, console)
+        score = score_outlines if isinstance(predictor.task, LvSegTask) else score_files
+        scored = score(predictor, loading, data, split, patient_from, console)
         evaluations = {}
-        for target in predictor.task.targets:
+        for target in _present(predictor.task, scored, console):
             point = predictor.operating_points[target.name]
             found = evaluate(scored.table, target, point, seed=settings["seed"], split=split)
             evaluations[target.name] = dataclasses.replace(
@@ -111,19 +124,21 @@ def evaluate_bundle(
             headline = "auc" if target.kind == "binary" else "mae"
             rows = [(0.0, evaluations[target.name].per_study.values[headline])]
             for share in sorted(noise):
-                noisy = score_files(
+                noisy = score(
                     predictor, loading, data, split, patient_from, console, noise=share
                 ).table
                 point = predictor.operating_points[target.name]
                 found = evaluate(noisy, target, point, seed=settings["seed"], split=split)
                 rows.append((share, found.per_study.values[headline]))
             _report_noise(rows, target, headline, console, out)
+        outlines = _report_outlines(predictor, scored, split, settings["seed"], console, out)
     if out is not None:
         about = {
             "model": predictor.bundle.name,
             "bundle": predictor.bundle.identity,
             "computed_with": scored.computed_with,
             "largest_score_difference_from_the_bundle": scored.differences,
+            **outlines,
         }
         _write(out, evaluations, about, scored.table)
         write_quarantine(storage.join(out, "quarantine.csv"), scored.unread)
@@ -183,6 +198,54 @@ def evaluate_table(
     if out is not None:
         _write(out, evaluations, {"predictions": predictions_path}, pd.concat(decided))
     return evaluations
+
+
+def _present(task: Task, scored: Scored, console: Console) -> list[BinaryTarget | RegressionTarget]:
+    """The targets to score; volumes of frames whose pixels have no known size are none.
+
+    Raises:
+        ValueError: when no ejection fraction can be scored.
+    """
+    targets = list(task.targets)
+    if scored.parts is None:
+        return targets
+    heads = set(scored.table.get("head", []))
+    if targets[0].name not in heads:
+        raise ValueError(
+            f"no study has both phases of a view with a cavity, so that {targets[0].name!r} "
+            "cannot be scored."
+        )
+    for target in targets:
+        if target.name not in heads:
+            console.print(
+                f"Note: {target.name} is not scored: no file states the size of a pixel.",
+                markup=False,
+            )
+    return [target for target in targets if target.name in heads]
+
+
+def _report_outlines(
+    predictor: Predictor, scored: Scored, split: str, seed: int, console: Console, out: str | None
+) -> dict[str, Any]:
+    """Print the figures of outlines where there are any, and write what is known of each frame.
+
+    Returns:
+        What metrics.json says of them.
+    """
+    task, parts = predictor.task, scored.parts
+    if parts is None or not isinstance(task, LvSegTask):
+        return {}
+    found = outline_figures(parts, task.settings.structures, split=split, seed=seed)
+    print_outlines(found, console)
+    if out is not None:
+        target = task.targets[0]
+        rows = select_split(check_predictions(scored.table, target), split)
+        studies = decide(per_study(rows), predictor.operating_points[target.name])
+        assert scored.lookup is not None
+        place = storage.join(out, "plots", OUTLINES)
+        write_panels(parts, studies, ef_of_references(scored.table), scored.lookup, place)
+        write_table(storage.join(out, PARTS), parts)
+    return {"outlines": [figures.to_dict() for figures in found]}
 
 
 def _report_noise(

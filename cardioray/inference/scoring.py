@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from cardioray.answers import ModelOutputs
-from cardioray.bundle import Bundle
 from cardioray.data.decoding import DecodedSample
 from cardioray.data.layouts import as_text, shown
 from cardioray.data.manifest import Manifest, check_studies, study_ids
 from cardioray.data.shards import read_index
 from cardioray.evaluation.predictions import ONE_WINDOW
+from cardioray.evaluation.segment_panels import Lookup
 from cardioray.inference.actors import (
     FILES_PER_BATCH,
     Loading,
@@ -47,6 +47,8 @@ class Scored:
         differences: per target, largest difference from the scores the bundle holds; None where
             these are other data, or a split that it holds no scores of.
         unread: source and reason of each file that could not be read.
+        parts: where answers are made of several samples, what is known of each (`Tables`).
+        lookup: finds the pictures of `parts`, where they are to be looked at.
     """
 
     table: pd.DataFrame
@@ -54,6 +56,8 @@ class Scored:
     computed_with: str
     differences: dict[str, float] | None
     unread: list[tuple[str, str]]
+    parts: pd.DataFrame | None = None
+    lookup: Lookup | None = None
 
 
 def score_files(
@@ -65,7 +69,7 @@ def score_files(
     console: Console,
     noise: float = 0.0,
 ) -> Scored:
-    """Decode and score the rows of one split of a data set.
+    """Decode and score the rows of one split of a data set, of which each sample has a label.
 
     Args:
         predictor: of the bundle; its network is not used.
@@ -81,20 +85,13 @@ def score_files(
         ValueError: when the data are at fault (two labels of one study among it), nothing can be
             read, the split has no rows, or all of them took part in making the bundle.
     """
-    if read_index(data) is not None:
-        raise ValueError(f"{data} holds shards; give the data set that they were made from.")
+    refuse_shards(data)
     task = predictor.task
-    if task.references:
-        raise ValueError(
-            f"{task.name} is scored on label maps when a bundle is made: see outlines in its "
-            "metrics.json, and parts.parquet. Its predictions.parquet is scored with "
-            "--predictions."
-        )
     manifest = task.read_manifest(data, patient_from)
     labels = encode_labels(task, manifest.table)
-    own = _own_predictions(predictor.bundle, manifest)
+    own = held_rows(pd.read_parquet(predictor.bundle.path / PREDICTIONS), manifest)
     is_own = _is_own(own, manifest, labels)
-    chosen = _rows_of_split(manifest, own if is_own else None, split)
+    chosen = rows_of_split(manifest, own if is_own else None, split)
     check_studies(manifest.table.iloc[chosen], {n: v[chosen] for n, v in labels.items()})
     results = _run(loading, manifest, chosen, console, noise)
     unread = [(path, reason) for result in results for path, reason in result["unread"]]
@@ -104,7 +101,9 @@ def score_files(
     computed_with = ", ".join(sorted({result["computed_with"] for result in results}))
     table = _predictions_table(task, manifest, labels, results).assign(split=split)
     notes = list(manifest.warnings)
-    if not is_own:
+    # The samples of a bundle's own test split are none that it was made of, unless every patient
+    # was, and its figures come from the networks of folds.
+    if not is_own or split == "test":
         table, seen_notes = _without_seen(table)
         notes += seen_notes
     table = table.drop(columns="seen")
@@ -113,7 +112,7 @@ def score_files(
         notes += study_notes
     if unread:
         notes.append(f"{len(unread)} of {len(chosen)} files cannot be read and are not scored.")
-    differences = _differences(table, own, split) if is_own else None
+    differences = differences_of(table, own, split) if is_own else None
     if differences is not None:
         notes.append(
             f"These are the bundle's own {split} samples; scores differ from those it holds by at "
@@ -177,12 +176,21 @@ def _fused(predictor: StudyPredictor, table: pd.DataFrame) -> tuple[pd.DataFrame
     return fused, notes
 
 
-def _own_predictions(bundle: Bundle, manifest: Manifest) -> pd.DataFrame:
-    """The bundle's predictions, each with the manifest row of its sample's name, NaN for none.
+def refuse_shards(data: str) -> None:
+    """Refuse shards as data to score: what a bundle answers for are files.
+
+    Raises:
+        ValueError: when `data` holds some.
+    """
+    if read_index(data) is not None:
+        raise ValueError(f"{data} holds shards; give the data set that they were made from.")
+
+
+def held_rows(table: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
+    """A bundle's table of samples, each with the manifest row of its name, NaN for none.
 
     Where a row of the manifest yielded several samples, `prepare` named them `<row>#<frame>`.
     """
-    table = pd.read_parquet(bundle.path / PREDICTIONS)
     rows = pd.Series(range(len(manifest)), index=manifest.table["sample_id"], dtype=float)
     exact = table["sample_id"].map(rows)
     of_row = table["sample_id"].str.rsplit("#", n=1).str[0].map(rows)
@@ -207,8 +215,17 @@ def _is_own(own: pd.DataFrame, manifest: Manifest, labels: Labels) -> bool:
     )
 
 
-def _rows_of_split(manifest: Manifest, own: pd.DataFrame | None, split: str) -> NDArray[np.int64]:
-    """Positions of the manifest rows to score."""
+def rows_of_split(manifest: Manifest, own: pd.DataFrame | None, split: str) -> NDArray[np.int64]:
+    """Positions of the manifest rows to score.
+
+    Args:
+        manifest: the data.
+        own: what the bundle holds of them, with columns `row` and `split`; None for other data.
+        split: which rows.
+
+    Raises:
+        ValueError: when there are none.
+    """
     if own is not None:
         # What the bundle holds no prediction of was trained on.
         named = np.full(len(manifest), "train", dtype=object)
@@ -251,12 +268,29 @@ def _run(
     return sorted(results, key=lambda result: int(result["first"]))
 
 
-class _ScoreFiles(PredictorActor):
-    """Scores the samples of some files."""
+class ScoringActor(PredictorActor):
+    """Base of the actors that score: with noise where that is wanted."""
 
     def __init__(self, loading: Loading, threads: int, noise: float) -> None:
         super().__init__(loading, threads)
         self._noise = noise
+
+    def with_noise(self, samples: Sequence[DecodedSample], seed: int) -> list[DecodedSample]:
+        """The samples with a share of their pixels black, in all channels."""
+        if not self._noise:
+            return list(samples)
+        rng = np.random.default_rng(seed)
+        columns = self.predictor.task.decoder.columns
+        return [_blackened(sample, columns, self._noise, rng) for sample in samples]
+
+    @property
+    def computed_with(self) -> str:
+        """Runtime and precision."""
+        return f"{self.predictor.runtime} {'bf16' if self.predictor.bf16 else 'fp32'}"
+
+
+class _ScoreFiles(ScoringActor):
+    """Scores the samples of some files."""
 
     def __call__(self, row: Mapping[str, str]) -> dict[str, str]:
         chunk = json.loads(row["chunk"])
@@ -272,15 +306,12 @@ class _ScoreFiles(PredictorActor):
             samples += [(position, f"#{s.frame}" if several else "") for s in result]
             found += result
         seen = self.predictor.seen(found).tolist()
-        if self._noise:
-            rng = np.random.default_rng(chunk[0][0])
-            found = [_blackened(sample, self._noise, rng) for sample in found]
+        found = self.with_noise(found, chunk[0][0])
         outputs = self.predictor.infer(found) if found else None
         scores = outputs.scores if outputs is not None else {}
         views: list[str] = []
         if isinstance(self.predictor, StudyPredictor) and isinstance(outputs, StudyOutputs):
             views = self.predictor.views_used(outputs)
-        precision = "bf16" if self.predictor.bf16 else "fp32"
         scored = {
             "first": chunk[0][0],
             "files": len(chunk),
@@ -290,7 +321,7 @@ class _ScoreFiles(PredictorActor):
             "views": views,
             "scores": {name: values.tolist() for name, values in scores.items()},
             "one_window": self._one_window(outputs),
-            "computed_with": f"{self.predictor.runtime} {precision}",
+            "computed_with": self.computed_with,
         }
         return {"result": json.dumps(scored)}
 
@@ -305,12 +336,13 @@ class _ScoreFiles(PredictorActor):
         }
 
 
-def _blackened(sample: DecodedSample, share: float, rng: np.random.Generator) -> DecodedSample:
-    """The sample with a share of its pixels black, in all channels."""
-    arrays = {}
-    for name, values in sample.arrays.items():
-        kept = rng.random(values.shape[:-1]) >= share
-        arrays[name] = values * kept[..., None].astype(np.uint8)
+def _blackened(
+    sample: DecodedSample, columns: Sequence[str], share: float, rng: np.random.Generator
+) -> DecodedSample:
+    arrays = dict(sample.arrays)
+    for name in columns:
+        kept = rng.random(arrays[name].shape[:-1]) >= share
+        arrays[name] = arrays[name] * kept[..., None].astype(np.uint8)
     return replace(sample, arrays=arrays)
 
 
@@ -348,7 +380,7 @@ def _predictions_table(
     return pd.concat(pieces, ignore_index=True)
 
 
-def _differences(table: pd.DataFrame, own: pd.DataFrame, split: str) -> dict[str, float] | None:
+def differences_of(table: pd.DataFrame, own: pd.DataFrame, split: str) -> dict[str, float] | None:
     """Per target the largest difference from the bundle's own scores of a split."""
     keys = ["head", "sample_id"]
     held = own[own["split"] == split]

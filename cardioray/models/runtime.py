@@ -139,6 +139,8 @@ def export_openvino(
     with torch.no_grad(), warnings.catch_warnings():
         # OpenVINO traces with torch.jit, which is for its makers to change.
         warnings.filterwarnings("ignore", "`torch.jit.trace", FutureWarning)
+        # The export is for samples of this shape alone.
+        warnings.filterwarnings("ignore", "Converting a tensor to a Python integer")
         converted = ov.convert_model(
             exportable,
             example_input=tensors,

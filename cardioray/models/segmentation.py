@@ -8,11 +8,13 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from cardioray import storage
 from cardioray.config import config
 from cardioray.models.fitting import GivenWeights, fit_to_network
+from cardioray.models.segment_windows import Passes
 from cardioray.models.weights import (
     NotToBeHadError,
     one_line,
@@ -97,11 +99,23 @@ class SegmentModelConfig:
             from scratch.
         weights: file with weights of the whole network (.safetensors), such as model.safetensors
             of a bundle, or of its encoder; wins over `pretrained`.
+        window: side in px of the windows that a picture is seen in, a multiple of 32: in training
+            one of them anywhere, elsewhere as many as cover it; 0 for the whole picture.
+        overlap: share of a window that the next one covers, too, at least.
+        flips: answer with the mean over each picture and its mirror image. Of use to a network
+            that has learned mirrored hearts (`augment.flip`).
     """
 
     backbone: str = "unet-resnet34"
     pretrained: Literal["auto", "hub", "none"] = "auto"
     weights: GivenWeights = None
+    window: int = Field(default=0, ge=0, multiple_of=32)
+    overlap: float = Field(default=0.5, ge=0, le=0.9)
+    flips: bool = False
+
+    def passes(self, side: int) -> Passes:
+        """How a picture of this side goes through the network when it answers."""
+        return Passes.over(side, self.window, self.overlap, mirrored=self.flips)
 
     def __post_init__(self) -> None:
         segmenter_info(self.backbone)
@@ -111,7 +125,8 @@ class SegmentModel(nn.Module):
     """uint8 pictures (B, S, S, C) to logits of every class at every pixel (B, K, S, S).
 
     Normalisation is part of the module: `mean` and `std` are those of the training pictures, in
-    grey levels, and are stored with the weights.
+    grey levels, and are stored with the weights. So are windows and mirror images, by which it
+    answers in eval mode: whatever runs it, and its export, gives one score for each pixel.
     """
 
     mean: Tensor
@@ -120,6 +135,7 @@ class SegmentModel(nn.Module):
     def __init__(self, settings: SegmentModelConfig, *, channels: int, classes: int) -> None:
         super().__init__()
         self.info = segmenter_info(settings.backbone)
+        self.settings = settings
         self.net = _build(self.info, channels, classes)
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.full((channels,), 255.0))
@@ -135,12 +151,27 @@ class SegmentModel(nn.Module):
 
     def forward_with_features(self, pictures: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """What `forward` gives, and the deepest feature map of the encoder, pooled."""
+        if self.training or not (self.settings.window or self.settings.flips):
+            masks, features = self._pass(pictures)
+            return {MASKS: masks}, features
+        passes = self.settings.passes(int(pictures.shape[1]))
+        shown = passes.split(pictures)
+        # Together they would take memory for as many pictures. A trace has no size of a batch to
+        # divide them by; `LvSegTask.max_batch` keeps what it runs on small.
+        traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        parts = [shown] if traced else shown.split(len(pictures))
+        masks, features = (torch.cat(each) for each in zip(*map(self._pass, parts), strict=True))
+        pooled = features.unflatten(0, (passes.count, -1)).mean(dim=0)
+        return {MASKS: passes.joined(masks)}, pooled
+
+    def _pass(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         maps = self.net.encoder(self.normalise(pictures))
-        masks = self.net.segmentation_head(self.net.decoder(maps))
-        return {MASKS: masks}, maps[-1].mean(dim=(2, 3))
+        masks: Tensor = self.net.segmentation_head(self.net.decoder(maps))
+        features: Tensor = maps[-1].mean(dim=(2, 3))
+        return masks, features
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        """`masks`: logits (B, K, S, S)."""
+        """`masks`: logits (B, K, S, S); where they are means, logarithms of probabilities."""
         return self.forward_with_features(pictures)[0]
 
     def first_blocks(self) -> list[nn.Parameter]:

@@ -106,10 +106,9 @@ def _located(settings: ServeSettings) -> ServeSettings:
         for item in settings.named_bundles
     ]
     changes: dict[str, Any] = {"bundles": bundles}
-    if settings.follow:
-        changes["follow"] = _path(settings.follow)
-    if settings.api_keys_file:
-        changes["api_keys_file"] = _path(settings.api_keys_file)
+    for name in ("follow", "systoles_from", "api_keys_file"):
+        if value := getattr(settings, name):
+            changes[name] = _path(value)
     return config.parse(ServeSettings, config.to_dict(settings) | changes)
 
 

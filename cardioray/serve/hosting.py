@@ -324,6 +324,7 @@ def load_local(
         )
     predictor = _predictor(
         path,
+        settings.systoles_from,
         runtime=settings.runtime,
         precision=settings.precision,
         num_threads=settings.threads,
@@ -341,6 +342,7 @@ def load_remote(
     """Open a bundle for decoding and answering, with its network elsewhere."""
     predictor = _predictor(
         path,
+        settings.systoles_from,
         runtime=_runtime_elsewhere(settings),
         max_windows=settings.limits.max_windows,
         network=False,
@@ -357,7 +359,7 @@ def decoding_threads(settings: ServeSettings) -> int:
 
 def _shielded(predictor: Predictor, settings: ServeSettings) -> Decoder | IsolatedDecoder:
     """A bundle's decoder; processes that it runs in end with the bundle."""
-    decoder = predictor.task.decoder
+    decoder = predictor.decoder
     if not decoder.risky:
         return decoder
     bounds = IsolationConfig(
@@ -368,11 +370,15 @@ def _shielded(predictor: Predictor, settings: ServeSettings) -> Decoder | Isolat
     return shielded
 
 
-def _predictor(path: str, **options: Any) -> Predictor:
-    """A bundle's predictor; a copy from a bucket goes with it, or after the process."""
+def _predictor(path: str, systoles_from: str | None, **options: Any) -> Predictor:
+    """A bundle's predictor; copies from a bucket go with it, or after the process."""
     scratch = tempfile.mkdtemp(prefix="bundle-", dir=process_folder())
     try:
-        predictor = open_predictor(open_bundle(bundle_place(path), Path(scratch)), **options)
+        outlines = None
+        if systoles_from is not None:
+            outlines = open_bundle(bundle_place(systoles_from), Path(scratch))
+        bundle = open_bundle(bundle_place(path), Path(scratch))
+        predictor = open_predictor(bundle, systoles_from=outlines, **options)
     except BaseException:
         shutil.rmtree(scratch)
         raise

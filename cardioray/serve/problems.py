@@ -87,6 +87,11 @@ def no_heat_map(detail: str) -> Problem:
     return Problem("no-heat-map", 422, "There is no heat map for this model", detail)
 
 
+def no_dicom_results(detail: str) -> Problem:
+    """The server lacks the library that makes DICOM objects."""
+    return Problem("no-dicom-results", 501, "This server makes no DICOM results", detail)
+
+
 def malformed(detail: str) -> Problem:
     """The request itself is broken."""
     return Problem("malformed", 400, "The request is malformed", detail)

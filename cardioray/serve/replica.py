@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from fastapi import FastAPI
+from pydicom.dataset import Dataset
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
@@ -23,8 +24,10 @@ from cardioray.answers import ModelOutputs
 from cardioray.data.decoding import DecodedSample
 from cardioray.data.image import UnreadableImage
 from cardioray.data.isolation import DecoderUnavailableError
+from cardioray.dicom_results import read_sources
 from cardioray.model_store import production_path
 from cardioray.models.backbones import NoFeatureMap
+from cardioray.outlines import parse_view, shown_as
 from cardioray.predictor import Overlay
 from cardioray.serve.auth import read_keys, require_keys
 from cardioray.serve.hosting import (
@@ -41,6 +44,7 @@ from cardioray.serve.middleware import log_fault
 from cardioray.serve.problems import malformed, no_heat_map, overloaded, unreadable
 from cardioray.serve.routes import make_routes
 from cardioray.serve.settings import NamedBundle, ServeSettings
+from cardioray.serve.upload import SentFile
 
 # Frames whose answer is put together in the event loop. A frame takes 0.2 ms there, and would wait
 # for threads that decode; more of them would hold up other requests.
@@ -148,6 +152,19 @@ class Answerer:
             raise unreadable(
                 "The file is damaged in a way that the decoder did not expect."
             ) from None
+
+    async def sources(self, files: Sequence[SentFile]) -> dict[str, Dataset]:
+        """The headers that DICOM results refer to, by what each file shows.
+
+        Raises:
+            Problem: when a file is none that they could refer to.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            contents = {shown_as(*parse_view(file.view)): file.content for file in files}
+            return await loop.run_in_executor(self._threads.decode, read_sources, contents)
+        except UnreadableImage as error:
+            raise unreadable(str(error)) from None
 
     async def answer(
         self,
@@ -274,5 +291,5 @@ def _views_of(model: Model, views: Sequence[str], files: int) -> list[str]:
 def _quieten() -> None:
     """Keep what libraries say about a file out of the log: it may quote names and dates."""
     warnings.simplefilter("ignore")
-    for name in ("pydicom", "PIL", "tifffile", "python_multipart"):
+    for name in ("pydicom", "highdicom", "PIL", "tifffile", "python_multipart"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,8 +16,11 @@ from starlette.exceptions import HTTPException
 from cardioray import __version__
 from cardioray.bundle import CARD
 from cardioray.data.decoding import DecodedSample
-from cardioray.data.frames import FrameSelection
-from cardioray.segments import MaskFormat, SegmentPredictor, with_spacing
+from cardioray.data.frames import FrameSelection, UnreadableImage
+from cardioray.dicom_results import DicomKind, DicomResultsUnavailable, require_highdicom
+from cardioray.keyframes import KeyframePredictor, chosen_frames
+from cardioray.outlines import MaskFormat, parse_spacing, with_spacing
+from cardioray.segments import OUTLINES, VIDEO, SegmentPredictor
 from cardioray.serve.hosting import Model, check_ready, describe
 from cardioray.serve.middleware import (
     Gatekeeper,
@@ -25,7 +28,14 @@ from cardioray.serve.middleware import (
     record_of,
     validation_problem,
 )
-from cardioray.serve.problems import PROBLEM_JSON, Problem, malformed, size_text
+from cardioray.serve.problems import (
+    PROBLEM_JSON,
+    Problem,
+    malformed,
+    no_dicom_results,
+    size_text,
+    unreadable,
+)
 from cardioray.serve.schemas import ProblemDetails, answer_schema, document, request_body
 from cardioray.serve.upload import SentFile, read_upload
 
@@ -36,8 +46,7 @@ ASSETS = "/docs-assets"
 # Probes have no key, and the documentation holds no secret; a browser could not send a key for it.
 OPEN_PATHS = ("/live", "/ready", "/docs", "/openapi.json", ASSETS)
 _PARAMETERS = {"frame", "model", "overlay", "view"}
-_OF_OUTLINES = {"spacing_mm", "masks", "contours"}
-_LARGEST_PIXEL_MM = 20.0
+_OF_OUTLINES = {"spacing_mm", "masks", "contours", "dicom"}
 _FRAME = (
     "chooses among the frames of a file: all, contrast, one such as 12, or a range such as 10-20, "
     "counted from 0"
@@ -53,8 +62,11 @@ Views = Annotated[
     Query(description="View of each file in order, empty where unknown; of models of cines"),
 ]
 OverlayMethod = Annotated[
-    Literal["gradcam", "gradcam++", "scorecam", "outlines"] | None,
-    Query(description="Heat map to add to the frames; outlines of a segmentation"),
+    Literal["gradcam", "gradcam++", "scorecam", "outlines", "video"] | None,
+    Query(
+        description="Heat map to add to the frames; of a segmentation outlines of frames, or of a "
+        "cine a video with outlines and area curve"
+    ),
 ]
 Spacing = Annotated[
     str | None,
@@ -68,6 +80,24 @@ Masks = Annotated[
 ]
 Contours = Annotated[
     bool, Query(description="Outline of every structure in px and mm, of a segmentation")
+]
+
+Dicom = Annotated[
+    list[DicomKind] | None,
+    Query(
+        description="Of DICOM files, the answer of a segmentation as DICOM objects, too: `seg` the "
+        "outlines, `sr` the measurements; may be repeated"
+    ),
+]
+
+
+KeyFrames = Annotated[
+    str | None,
+    Query(
+        max_length=20,
+        description="Of a cine for a model of key frames: its frames at end diastole and end "
+        "systole, counted from 0, such as 12,30",
+    ),
 ]
 
 
@@ -106,11 +136,13 @@ def make_routes(replica: Answerer) -> FastAPI:
 def _add_answers(app: FastAPI, replica: Answerer) -> None:
     problem = {"model": ProblemDetails, "content": {PROBLEM_JSON: {}}}
     schema = answer_schema(replica.catalogue.default.predictor)
-    statuses = (400, 401, 404, 408, 413, 415, 422, 500, 503)
+    outlines = isinstance(replica.catalogue.default.predictor, SegmentPredictor)
+    statuses = (400, 401, 404, 408, 413, 415, 422, 500, *((501,) if outlines else ()), 503)
     documented: dict[int | str, dict[str, Any]] = dict.fromkeys(statuses, problem)
     documented[200] = {"model": schema}
-    outlines = isinstance(replica.catalogue.default.predictor, SegmentPredictor)
     known = _PARAMETERS | (_OF_OUTLINES if outlines else set())
+    if isinstance(replica.catalogue.default.predictor, KeyframePredictor):
+        known = known | {"key_frames"}
 
     async def predict(
         request: Request,
@@ -121,6 +153,8 @@ def _add_answers(app: FastAPI, replica: Answerer) -> None:
         spacing_mm: Spacing = None,
         masks: Masks = None,
         contours: Contours = False,
+        dicom: Dicom = None,
+        key_frames: KeyFrames = None,
     ) -> Response:
         """Answer for one study: one or several files, each with one or several frames."""
         record = record_of(request)
@@ -130,16 +164,26 @@ def _add_answers(app: FastAPI, replica: Answerer) -> None:
         record.model = chosen.name
         options: dict[str, Any] = {}
         spacing = _spacing(spacing_mm)
+        wanted = _key_frames(key_frames)
         if isinstance(chosen.predictor, SegmentPredictor):
-            options = {"masks": masks, "contours": contours}
-        elif overlay == "outlines":
+            options = {"masks": masks, "contours": contours, "videos": overlay == VIDEO}
+        elif overlay in (OUTLINES, VIDEO):
             raise malformed(f"Ask for a heat map: {chosen.predictor.task.name} draws no outlines.")
-        drawn = replica.settings.limits.max_overlays if overlay else 0
-        samples = await _read_study(request, replica, chosen, frame, drawn, view or ())
+        if dicom:
+            _require_dicom_results()
+        limits = replica.settings.limits
+        drawn = limits.max_overlays if overlay else 0
+        kept = limits.max_frames if overlay == VIDEO else drawn
+        study = await _read_study(request, replica, chosen, frame, kept, view or ())
+        samples = study.samples
+        if wanted is not None:
+            samples = _chosen(samples, wanted)
+        if dicom:
+            options |= {"dicom": dicom, "sources": await replica.sources(study.files)}
         if spacing is not None:
             samples = [with_spacing(sample, spacing) for sample in samples]
         answer = await replica.answer(chosen, samples, options)
-        if overlay:
+        if overlay and overlay != VIDEO:
             answer["overlays"] = await _overlays(replica, chosen, samples[:drawn], overlay)
         return JSONResponse({**answer, "request_id": record.request_id})
 
@@ -153,6 +197,18 @@ def _add_answers(app: FastAPI, replica: Answerer) -> None:
     )
 
 
+class _Study(NamedTuple):
+    """What a request holds.
+
+    Attributes:
+        samples: the frames of its files.
+        files: the files in order.
+    """
+
+    samples: list[DecodedSample]
+    files: list[SentFile]
+
+
 async def _read_study(
     request: Request,
     replica: Answerer,
@@ -160,7 +216,7 @@ async def _read_study(
     frame: str | None,
     pictures: int,
     views: Sequence[str],
-) -> list[DecodedSample]:
+) -> _Study:
     """The frames of the request's files; a problem with them says what is accepted."""
     record, limits = record_of(request), replica.settings.limits
     try:
@@ -177,7 +233,9 @@ async def _read_study(
         )
         raise
     record.frames = len(samples)
-    return samples
+    if said:
+        files = [file._replace(view=view) for file, view in zip(files, said, strict=True)]
+    return _Study(samples, files)
 
 
 def _said_views(files: Sequence[SentFile], views: Sequence[str]) -> list[str]:
@@ -217,15 +275,33 @@ def _spacing(text: str | None) -> tuple[float, float] | None:
     if text is None:
         return None
     try:
-        height, width = (float(part) for part in text.split(","))
+        return parse_spacing(text)
+    except ValueError as error:
+        raise malformed(str(error)) from None
+
+
+def _key_frames(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    try:
+        ed, es = (int(part) for part in text.split(","))
     except ValueError:
-        height = width = 0.0
-    if not (0 < height < _LARGEST_PIXEL_MM and 0 < width < _LARGEST_PIXEL_MM):
-        raise malformed(
-            "spacing_mm is the height and the width of a pixel in mm, two numbers above 0 with a "
-            "comma between them, such as 0.31,0.31."
-        )
-    return height, width
+        raise malformed("key_frames are two frames, end diastole first, such as 12,30.") from None
+    return ed, es
+
+
+def _chosen(samples: list[DecodedSample], wanted: tuple[int, int]) -> list[DecodedSample]:
+    try:
+        return chosen_frames(samples, wanted)
+    except UnreadableImage as error:
+        raise unreadable(str(error)) from None
+
+
+def _require_dicom_results() -> None:
+    try:
+        require_highdicom()
+    except DicomResultsUnavailable as error:
+        raise no_dicom_results(str(error)) from None
 
 
 def _refuse_unknown_frame(frame: str | None) -> None:

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, Field, create_model
 
+from cardioray.keyframes import KeyframePredictor
 from cardioray.predictor import Predictor
 from cardioray.segments import SegmentPredictor
 from cardioray.serve.upload import ACCEPTED_TYPES, VIEW_FIELDS
@@ -64,9 +65,10 @@ class ChoiceAnswer(BaseModel):
 
 
 class Overlay(BaseModel):
-    """A frame or cine with its heat."""
+    """A frame or cine with its heat or its outlines."""
 
     frame: int = Field(description="Place of the frame or cine in the study, from 0")
+    view: str | None = Field(None, description="With ?overlay=video: of the cine")
     method: str
     png: str | None = Field(None, description="Of a frame: PNG as a data: URI")
     video: str | None = Field(None, description="Of a cine: MP4 as a data: URI")
@@ -75,13 +77,32 @@ class Overlay(BaseModel):
     )
 
 
+class DicomAnswer(BaseModel):
+    """A DICOM object that an answer comes as; not for clinical use."""
+
+    kind: str = Field(description="`seg`, a segmentation of one file, or `sr`, a report")
+    name: str = Field(description="Name for a file")
+    sop_instance_uid: str
+    dicom: str = Field(description="The object as a data: URI")
+
+
 class BeatAnswer(BaseModel):
     """A number for one beat."""
 
     cine: int = Field(description="Place of the cine in the study, from 0")
     first_frame: int
     last_frame: int
+    ed_frame: int | None = Field(None, description="End diastole, where outlines tell the beats")
+    es_frame: int | None = Field(None, description="End systole, likewise")
     value: float
+
+
+class SystoleSource(BaseModel):
+    """What the beats were told by."""
+
+    source: str = Field(description="`predictions` of successive windows, or `outlines`")
+    model: str | None = Field(None, description="Of outlines: name of the model")
+    bundle: str | None = Field(None, description="Of outlines: hash of its bundle")
 
 
 class CineAnswer(BaseModel):
@@ -108,6 +129,31 @@ class SegmentNumberAnswer(NumberAnswer):
     """A number that is measured on outlines."""
 
     uncalibrated: float = Field(description="As it was measured")
+
+
+class KeyframeNumberAnswer(NumberAnswer):
+    """A number from key frames, with how sure it is."""
+
+    sd: float = Field(description="Predictive standard deviation, calibrated")
+    intervals: dict[str, list[float]] = Field(
+        description="Central intervals by their percentage, 50, 80 and 95"
+    )
+
+
+class HeadAnswer(BaseModel):
+    """What one head on features says; null where its frame was not given."""
+
+    value: float | None
+    sd: float | None
+    probability: float | None
+
+
+class ReviewAnswer(BaseModel):
+    """Whether a person should look."""
+
+    flagged: bool
+    probability_wrong_side: float = Field(description="Of the cut-off, by the SD")
+    reasons: list[str]
 
 
 class VolumesAnswer(BaseModel):
@@ -161,11 +207,14 @@ class ProblemDetails(BaseModel):
 def answer_schema(predictor: Predictor) -> type[BaseModel]:
     """The shape of the answers of a task."""
     fused = isinstance(predictor, StudyPredictor)
-    binary = FusedBinaryAnswer if fused else BinaryAnswer
+    binary: type[Decision] = FusedBinaryAnswer if fused else BinaryAnswer
     number: type[NumberAnswer] = FusedNumberAnswer if fused else NumberAnswer
     outlined = isinstance(predictor, SegmentPredictor)
     if outlined:
         number = SegmentNumberAnswer
+    heads = isinstance(predictor, KeyframePredictor)
+    if heads:
+        binary, number = Decision, KeyframeNumberAnswer
     cine: type[BaseModel] = StudyCineAnswer if fused else CineAnswer
     fields: dict[str, Any] = {
         target.name: (binary if target.kind == "binary" else number, ...)
@@ -174,10 +223,17 @@ def answer_schema(predictor: Predictor) -> type[BaseModel]:
     if isinstance(predictor.task, VideoTask):
         fields["cines"] = (list[cine], ...)  # type: ignore[valid-type]
         fields |= dict.fromkeys(questions(predictor.task.targets), (ChoiceAnswer, ...))
+    if heads:
+        fields["heads"] = (dict[str, HeadAnswer], Field(description="By frame and head"))
+        fields["review"] = (ReviewAnswer, ...)
     if outlined:
         fields["volumes"] = (VolumesAnswer, ...)
         fields["beats"] = (list[SegmentBeatAnswer], ...)
         fields["outlines"] = (list[OutlineAnswer], ...)
+        fields["dicom"] = (
+            list[DicomAnswer] | None,
+            Field(None, description="With ?dicom=: the objects, in the order of the files"),
+        )
     if fused:
         fields["views"] = (list[str], Field(description="Views that the answer rests on"))
     if isinstance(predictor.task, EchoEfTask):
@@ -186,6 +242,7 @@ def answer_schema(predictor: Predictor) -> type[BaseModel]:
             list[float] | None,
             Field(None, description="Lowest and highest beat; null where no beat was told apart"),
         )
+        fields["systoles_from"] = (SystoleSource, ...)
     return create_model(
         "Answer",
         __doc__="The answer for one study.",

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from cardioray.config import config
+from cardioray.tasks.echo_ef import EchoEfTask
 
 MIB = 2**20
 
@@ -88,6 +89,8 @@ class ServeSettings:
         follow: model store whose production bundle of this task answers by default, ahead of
             `bundles`; a promotion or rollback is followed while requests are answered.
         follow_every_s: seconds between two looks at the store.
+        systoles_from: bundle of `lv-seg` in whose outlines bundles of `echo-ef` find their beats;
+            by default they are told by the predictions.
         runtime: "auto" is OpenVINO where the bundle has it and there is no GPU, else torch.
         precision: "auto" is bf16 where the device is faster so.
         layout: "together" keeps decoding and model in one replica, "apart" has CPU replicas decode
@@ -114,6 +117,7 @@ class ServeSettings:
     bundles: tuple[str | NamedBundle, ...] = ()
     follow: str | None = None
     follow_every_s: float = Field(default=5.0, gt=0)
+    systoles_from: str | None = None
     runtime: Literal["auto", "openvino", "torch"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     layout: Literal["auto", "together", "apart"] = "auto"
@@ -134,6 +138,11 @@ class ServeSettings:
     def __post_init__(self) -> None:
         if not self.bundles and not self.follow:
             raise ValueError("bundles: name at least one bundle, or a model store with follow.")
+        if self.systoles_from and self.task != EchoEfTask.name:
+            raise ValueError(
+                f"systoles_from: applications of {EchoEfTask.name} alone look for systoles, and "
+                f"this one answers {self.task}."
+            )
         if self.max_ongoing_requests < 2 * self.max_batch_size:
             raise ValueError(
                 f"max_ongoing_requests ({self.max_ongoing_requests}) is below twice "

@@ -19,6 +19,7 @@ FIELDS = ("file", "files")
 VIEW_FIELDS = {
     **{"a4c_ed": "A4C-ED", "a4c_es": "A4C-ES", "a2c_ed": "A2C-ED", "a2c_es": "A2C-ES"},
     **{"a4c": "A4C", "a2c": "A2C"},
+    **{"ed": "ED", "es": "ES", "mid": "MID"},
 }
 ACCEPTED_TYPES = ("image/*", "video/*", "application/dicom", "application/octet-stream")
 ACCEPTED = (

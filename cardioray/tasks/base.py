@@ -116,6 +116,14 @@ class Tables:
             pd.concat(parts, ignore_index=True) if parts else None,
         )
 
+    def of(self, split: str) -> Tables:
+        """The rows of one split."""
+        rows = self.predictions[self.predictions["split"] == split]
+        parts = self.parts
+        if parts is not None:
+            parts = parts[parts["split"] == split].reset_index(drop=True)
+        return Tables(rows.reset_index(drop=True), parts)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Monitor:
@@ -173,8 +181,6 @@ class Task(ABC):
     shards_kind: ClassVar[str] = ""
     # Settings that a search may draw beside the learning rate, by the name of what is drawn.
     searched: ClassVar[Mapping[str, str]] = {}
-    # Windows of samples that go through the network at a time when it only answers.
-    max_batch: ClassVar[int] = 32
     # Whether what is learned is the numbers and classes of the targets; elsewhere, it is arrays of
     # the shards, and targets are what answers are judged by.
     learns_from_labels: ClassVar[bool] = True
@@ -210,11 +216,21 @@ class Task(ABC):
         """The figure that early stopping, ASHA and the choice of a winner follow."""
 
     @property
+    def max_batch(self) -> int:
+        """Windows of samples that go through the network at a time when it only answers."""
+        return 32
+
+    @property
     @abstractmethod
     def modality(self) -> str:
         """DICOM modality of the input ("XA", "US", "ECG")."""
 
     # From files to shards
+
+    @property
+    def fits_heads(self) -> bool:
+        """Whether heads are fitted to features of a frozen network, which itself learns nothing."""
+        return False
 
     @abstractmethod
     def read_manifest(self, data: str, patient_from: str | None) -> Manifest:
@@ -223,6 +239,23 @@ class Task(ABC):
     def takes_part(self, samples: pd.DataFrame) -> NDArray[np.bool_]:
         """Which rows of a manifest or of shards the model is for; all by default."""
         return np.ones(len(samples), np.bool_)
+
+    def warnings(self, samples: pd.DataFrame) -> list[str]:
+        """What a bundle has to say of the samples that it was made from, as sentences."""
+        return []
+
+    def require(self, samples: pd.DataFrame, split: pd.Series[str]) -> None:  # noqa: B027
+        """Refuse, before anything is trained, a division of which no bundle could be made.
+
+        For tasks that learn from no labels; those of the others are counted elsewhere.
+
+        Args:
+            samples: of the shards.
+            split: split of every sample.
+
+        Raises:
+            ValueError: says what is missing.
+        """
 
     def studies(self, samples: pd.DataFrame) -> pd.Series[str]:
         """What each row of a manifest or of shards is answered together with."""
@@ -341,8 +374,10 @@ class Task(ABC):
         batch: Batch,
         statistics: LabelStatistics,
         references: Mapping[str, NDArray[Any]] | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> Mapping[str, Tensor | NDArray[Any]]:
         """Per sample what its rows of the tables are made of; by default its scores.
+
+        What is no number stands in an array of objects.
 
         Args:
             outputs: of the network.

@@ -6,7 +6,7 @@ EchoEF-Net's question: a segmentation of CAMUS frames, volumes by discs, calibra
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from cardioray.clinical.simpson import Cavity, measure_cavity
-from cardioray.clinical.volumes import MethodName, Volumes, volumes_of
+from cardioray.clinical.volumes import MethodName, Volumes
 from cardioray.config import config
-from cardioray.data.label_maps import CAVITY, MYOCARDIUM, STRUCTURES, CleanUp
+from cardioray.data.keyframe_layouts import OUTLINED
+from cardioray.data.label_maps import STRUCTURES, CleanUp
 from cardioray.data.manifest import Manifest
 from cardioray.data.segment import (
     IMAGE,
@@ -29,10 +29,9 @@ from cardioray.data.segment import (
     SegmentDecoder,
     SegmentPreprocess,
 )
-from cardioray.data.segment_augment import SegmentAugmentConfig, augment_segments
-from cardioray.data.segment_layouts import read_segment_manifest
+from cardioray.data.segment_augment import SegmentAugmentConfig, augment_segments, draw_windows
+from cardioray.data.segment_layouts import PHASES, read_segment_manifest
 from cardioray.data.splits import SplitConfig
-from cardioray.evaluation.segmentation import mask_figures
 from cardioray.models.segmentation import (
     MASKS,
     SEGMENTERS,
@@ -55,6 +54,18 @@ from cardioray.tasks.base import (
     Task,
     freeze_part,
 )
+from cardioray.tasks.outline_tables import (
+    GEOMETRY,
+    PREDICTED,
+    SPACING,
+    frame_table,
+    in_mm,
+    measure_frame,
+    pixel_doubts,
+    stated_spacing,
+    study_volumes,
+)
+from cardioray.tasks.outline_tables import REFERENCE as OF_REFERENCES
 
 StructureName = Literal["cavity", "myocardium", "atrium"]
 
@@ -66,9 +77,8 @@ ESV_TARGET = RegressionTarget(name="esv", value_column="esv_ml", unit="ml", low=
 # The EF that the reference label maps give, as a head of its own beside the network's.
 OF_REFERENCE = "of_reference"
 
-_GEOMETRY = ("height_px", "width_px", "spacing_row_mm", "spacing_column_mm")
-# Of a cavity, by the beginning of its columns: the predicted one, and the reference.
-_PREDICTED, _REFERENCE = "predicted", "reference"
+# Of `draw_windows`, beside the seed of the other changes to a batch.
+_WINDOW_SEED = 1
 
 
 @config
@@ -115,6 +125,11 @@ class LvSegSettings:
     def __post_init__(self) -> None:
         if "cavity" not in self.structures or len(set(self.structures)) < len(self.structures):
             raise ValueError("structures are different ones, the cavity among them.")
+        if self.model.window >= self.preprocess.image_size:
+            raise ValueError(
+                f"model.window ({self.model.window}) is smaller than preprocess.image_size "
+                f"({self.preprocess.image_size}); 0 shows the network whole pictures."
+            )
 
 
 @TASKS.register("lv-seg")
@@ -134,9 +149,14 @@ class LvSegTask(Task):
     takes_views: ClassVar[bool] = True
     learns_from_labels: ClassVar[bool] = False
     shards_kind: ClassVar[str] = "segments"
-    max_batch: ClassVar[int] = 16
-    carried: ClassVar[tuple[str, ...]] = _GEOMETRY
+    carried: ClassVar[tuple[str, ...]] = GEOMETRY
     references: ClassVar[tuple[str, ...]] = (REFERENCE,)
+
+    @property
+    def max_batch(self) -> int:
+        """As many pictures as make 16 forward passes, at least one."""
+        passes = self.settings.model.passes(self.settings.preprocess.image_size)
+        return max(1, 16 // passes.count)
 
     @property
     def targets(self) -> tuple[RegressionTarget, ...]:
@@ -156,6 +176,12 @@ class LvSegTask(Task):
     def read_manifest(self, data: str, patient_from: str | None) -> Manifest:
         """CAMUS, EchoNet's tracings, or a table with a column `mask`."""
         return read_segment_manifest(data, self.targets, patient_from=patient_from)
+
+    def takes_part(self, samples: pd.DataFrame) -> NDArray[np.bool_]:
+        """Frames with a label map: those of `keyframe-ef` may be without."""
+        if OUTLINED not in samples:
+            return super().takes_part(samples)
+        return samples[OUTLINED].to_numpy(bool)
 
     @property
     def decoder(self) -> SegmentDecoder:
@@ -210,8 +236,13 @@ class LvSegTask(Task):
         return encoder
 
     def augment(self, batch: Batch, seed: tuple[int, ...]) -> Batch:
-        """Moves, tones and noise, for each picture by itself, its label map with it."""
+        """Moves, tones and noise, for each picture by itself, its label map with it.
+
+        Where the network sees windows, one of each picture.
+        """
         pictures, masks = augment_segments(batch[IMAGE], batch[MASK], self.settings.augment, seed)
+        if window := self.settings.model.window:
+            pictures, masks = draw_windows(pictures, masks, window, (*seed, _WINDOW_SEED))
         return {**batch, IMAGE: pictures, MASK: masks}
 
     def loss(self, outputs: Outputs, batch: Batch, statistics: LabelStatistics) -> Tensor:
@@ -235,8 +266,11 @@ class LvSegTask(Task):
         batch: Batch,
         statistics: LabelStatistics,
         references: Mapping[str, NDArray[Any]] | None = None,
-    ) -> dict[str, Tensor]:
-        """Dice at the model's size; against references, all that is measured at the source's."""
+    ) -> dict[str, Tensor | NDArray[Any]]:
+        """Dice at the model's size; against references, what `measure_frame` has at the source's.
+
+        The label maps themselves go along as PNG.
+        """
         logits = outputs[MASKS]
         if references is None:
             found, wanted = logits.argmax(dim=1), self._classes(batch[MASK])
@@ -245,10 +279,10 @@ class LvSegTask(Task):
                 for number, name in enumerate(self.settings.structures, 1)
             }
         rows = [
-            self._measured(logits[i], [float(batch[name][i]) for name in _GEOMETRY], reference)
+            self.measure(logits[i], [float(batch[name][i]) for name in GEOMETRY], reference)
             for i, reference in enumerate(references[REFERENCE])
         ]
-        return {name: torch.tensor(np.array([row[name] for row in rows])) for name in rows[0]}
+        return {name: _column([row[name] for row in rows]) for name in rows[0]}
 
     def label_map(self, logits: Tensor, height: int, width: int) -> NDArray[np.uint8]:
         """The labels of one picture at its source's size, not tidied.
@@ -267,18 +301,34 @@ class LvSegTask(Task):
     def tables(self, scored: ScoredRows) -> Tables:
         """Numbers of each study, and what is measured of each frame."""
         samples = scored.samples
-        names = [name for name in _FRAME_COLUMNS if name in samples]
-        parts = samples[names].assign(split=scored.split)
-        for name, values in scored.measures.items():
-            parts[name] = list(values) if values.ndim > 1 else values
-        if f"{_PREDICTED}_widths_mm" not in scored.measures:
+        parts = frame_table(samples, scored.split, scored.measures)
+        if f"{PREDICTED}_widths" not in scored.measures:
             return Tables(pd.DataFrame(), parts)
         studies = self.studies(samples)
         pieces = []
         for study in studies.unique():
             mine = np.flatnonzero((studies == study).to_numpy())
-            pieces += self._predictions(study, parts.iloc[mine], scored, mine)
+            pieces += self._predictions(study, scored, mine)
         return Tables(pd.DataFrame(pieces), parts)
+
+    def warnings(self, samples: pd.DataFrame) -> list[str]:
+        """What the sizes of pixels leave open."""
+        return pixel_doubts(samples["view"].tolist(), samples[list(SPACING)].to_numpy(float))
+
+    def require(self, samples: pd.DataFrame, split: pd.Series[str]) -> None:
+        """Refuse a division without a test study that the targets can be measured in."""
+        test = samples[(split == "test").to_numpy()]
+        for target in self.targets:
+            known = test
+            if target.name != EF_TARGET.name:
+                known = test[in_mm(test)]
+            phases = known.groupby([self.studies(known), known["view"]])["phase"].nunique()
+            if not (phases == len(PHASES)).any():
+                size = "" if target.name == EF_TARGET.name else " and states the size of a pixel"
+                raise ValueError(
+                    f"no test study has both phases of a view{size}, so that {target.name!r} could "
+                    "not be scored."
+                )
 
     def validation_figures(self, tables: Tables) -> dict[str, float]:
         """Mean Dice of each structure over validation frames, and of all of them."""
@@ -298,34 +348,32 @@ class LvSegTask(Task):
             table[STRUCTURES[name]] = number
         return table[masks.long()]
 
-    def _measured(
-        self, logits: Tensor, geometry: list[float], reference: NDArray[np.uint8]
+    def measure(
+        self, logits: Tensor, geometry: Sequence[float], reference: NDArray[np.uint8]
     ) -> dict[str, Any]:
-        """All that is measured of one frame at its source's size."""
+        """All that is measured of one frame at its source's size; see `measure_frame`.
+
+        Args:
+            logits: (K, S, S).
+            geometry: what `GEOMETRY` names.
+            reference: the label map to compare with, (H, W).
+        """
         height, width, *spacing = geometry
-        spacing_mm = _spacing(spacing)
         raw = self.label_map(logits, int(height), int(width))
         tidied = self.settings.clean_up.apply(raw)
-        row: dict[str, Any] = {}
-        for name in self.settings.structures:
-            number = STRUCTURES[name]
-            figures = mask_figures(tidied == number, reference == number, spacing_mm)
-            row |= {f"{key}_{name}": value for key, value in figures.to_dict().items()}
-            plain = mask_figures(raw == number, reference == number, spacing_mm)
-            row |= {f"raw_{key}_{name}": value for key, value in plain.to_dict().items()}
-        for prefix, labels in ((_PREDICTED, tidied), (_REFERENCE, reference)):
-            cavity = cavity_of(labels, spacing_mm)
-            row[f"{prefix}_widths_mm"] = np.full(20, np.nan) if cavity is None else cavity.widths_mm
-            row[f"{prefix}_length_mm"] = np.nan if cavity is None else cavity.length_mm
-            row[f"{prefix}_area_mm2"] = np.nan if cavity is None else cavity.area_mm2
-        return row
+        return measure_frame(
+            raw, tidied, reference, stated_spacing(*spacing), self.settings.structures
+        )
 
     def _predictions(
-        self, study: str, frames: pd.DataFrame, scored: ScoredRows, mine: NDArray[np.int64]
+        self, study: str, scored: ScoredRows, mine: NDArray[np.int64]
     ) -> list[dict[str, Any]]:
         """The rows of one study: a head for each number, and for what the references give."""
+        frames = scored.samples.iloc[mine]
+        measures = {name: values[mine] for name, values in scored.measures.items()}
         predicted, reference = (
-            self._volumes(frames, prefix) for prefix in (_PREDICTED, _REFERENCE)
+            study_volumes(frames, measures, prefix, self.settings.method)
+            for prefix in (PREDICTED, OF_REFERENCES)
         )
         common = {
             "sample_id": study,
@@ -339,7 +387,7 @@ class LvSegTask(Task):
         for target in self.targets:
             known = scored.labels[target.name][mine]
             known = known[np.isfinite(known)]
-            own, true = (_number(volumes, target.name) for volumes in (predicted, reference))
+            own, true = (_number(*found, target.name) for found in (predicted, reference))
             label = float(known[0]) if len(known) else true
             if np.isfinite(label) and np.isfinite(own):
                 rows.append({**common, "head": target.name, "label": label, "score": own})
@@ -348,49 +396,25 @@ class LvSegTask(Task):
                 rows.append({**common, "head": head, "label": label, "score": true})
         return rows
 
-    def _volumes(self, frames: pd.DataFrame, prefix: str) -> Volumes | None:
-        cavities: dict[tuple[str, str], Cavity] = {}
-        for key, own in frames.groupby(["view", "phase"]):
-            lengths = own[f"{prefix}_length_mm"].to_numpy(float)
-            if np.isfinite(lengths).all():
-                view, phase = key
-                cavities[str(view), str(phase)] = Cavity(
-                    widths_mm=np.mean(np.stack(list(own[f"{prefix}_widths_mm"])), axis=0),
-                    length_mm=float(lengths.mean()),
-                    area_mm2=float(own[f"{prefix}_area_mm2"].mean()),
-                    base=np.full(2, np.nan),
-                    apex=np.full(2, np.nan),
-                    annulus=None,
-                )
-        return volumes_of(cavities, self.settings.method)
+
+def ef_of_references(predictions: pd.DataFrame) -> dict[str, float]:
+    """By study, the ejection fraction that its reference outlines give, of a predictions table."""
+    own = predictions[predictions["head"] == f"{EF_TARGET.name}_{OF_REFERENCE}"]
+    return dict(zip(own["study_id"].astype(str), own["score"].astype(float), strict=True))
 
 
-# What is kept of a frame in the table of parts.
-_FRAME_COLUMNS = (
-    *("sample_id", "patient_id", "study_id", "source", "row", "view", "phase", "image_quality"),
-    *_GEOMETRY,
-)
-
-
-def cavity_of(labels: NDArray[np.uint8], spacing_mm: tuple[float, float]) -> Cavity | None:
-    """The cavity of a label map; None where there is none."""
-    cavity = labels == CAVITY
-    if not cavity.any():
-        return None
-    return measure_cavity(cavity, spacing_mm, labels == MYOCARDIUM)
-
-
-def _spacing(stated: list[float]) -> tuple[float, float]:
-    """Size of a pixel; where it is not known, pixels are taken for squares of 1 mm."""
-    if all(np.isfinite(side) and side > 0 for side in stated):
-        return (stated[0], stated[1])
-    return (1.0, 1.0)
-
-
-def _number(volumes: Volumes | None, target: str) -> float:
-    if volumes is None:
+def _number(volumes: Volumes | None, in_ml: bool, target: str) -> float:
+    """A number of a study; a volume that is not in millilitres is none."""
+    if volumes is None or not (in_ml or target == EF_TARGET.name):
         return float("nan")
     return {"ef": volumes.ef_percent, "edv": volumes.edv_ml, "esv": volumes.esv_ml}[target]
+
+
+def _column(values: list[Any]) -> Tensor | NDArray[Any]:
+    """Values of several frames side by side; those that are no numbers, as objects."""
+    if isinstance(values[0], bytes):
+        return np.array(values, dtype=object)
+    return torch.tensor(np.array(values))
 
 
 def _dice(found: Tensor, wanted: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,10 @@ class BundleSource:
         comparison: figures of the comparison this model won, for metrics.json.
         starting_weights: where training started from, in words.
         notes: what went otherwise than it should in training.
+        cross_validated: every patient was learned from, and `predictions` are those of the folds'
+            networks; `calibration_predictions` are the same.
+        files: further files of the bundle, by their place in it.
+        more_metrics: further entries of metrics.json.
     """
 
     run: RunConfig
@@ -75,6 +79,9 @@ class BundleSource:
     starting_weights: str
     notes: tuple[str, ...] = ()
     parts: pd.DataFrame | None = None
+    cross_validated: bool = False
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    more_metrics: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def fitted_on(self) -> str:
@@ -140,7 +147,7 @@ def _warnings(source: BundleSource) -> list[str]:
     held_out = bool((source.predictions["split"] == "calibration").any())
     if not held_out and source.calibration_predictions is None:
         warnings.append(SMALL_CALIBRATION_WARNING)
-    return [*warnings, *source.notes]
+    return [*warnings, *source.run.task.warnings(samples), *source.notes]
 
 
 def _data_summary(source: BundleSource) -> dict[str, Any]:

@@ -6,10 +6,12 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import yaml
 from numpy.typing import NDArray
@@ -27,10 +29,16 @@ from cardioray.evaluation.figures import decide
 from cardioray.evaluation.operating_point import (
     BinaryOperatingPoint,
     RegressionOperatingPoint,
-    fit_operating_point,
 )
-from cardioray.evaluation.predictions import check_predictions, select_split
-from cardioray.evaluation.report import evaluate, write_plots
+from cardioray.evaluation.out_of_fold import FittingSettings
+from cardioray.evaluation.predictions import check_predictions, per_study, select_split
+from cardioray.evaluation.report import (
+    Evaluation,
+    evaluate,
+    evaluate_out_of_fold,
+    write_plots,
+)
+from cardioray.evaluation.segment_panels import OUTLINES, write_panels
 from cardioray.evaluation.segment_report import OutlineFigures, outline_figures
 from cardioray.models.gate import InputGate
 from cardioray.models.runtime import (
@@ -50,7 +58,7 @@ from cardioray.predictor import (
     digest_numbers,
 )
 from cardioray.targets import BinaryTarget, RegressionTarget
-from cardioray.tasks.lv_seg import LvSegTask
+from cardioray.tasks.lv_seg import LvSegTask, ef_of_references
 from cardioray.training.description import (
     BundleSource,
     bundle_metadata,
@@ -58,7 +66,7 @@ from cardioray.training.description import (
     model_card,
 )
 from cardioray.training.outcome import PARTS, PREDICTIONS
-from cardioray.training.pictures import prediction_picture
+from cardioray.training.pictures import prediction_picture, stored_outlines
 
 log = logging.getLogger(__name__)
 
@@ -91,10 +99,8 @@ def _write_files(source: BundleSource, folder: Path) -> None:
     model.load_state_dict(dict(source.weights))
     model.eval()
     points = {t.name: _operating_point(source, t) for t in task.targets}
-    evaluations = {
-        t.name: evaluate(source.predictions, t, points[t.name], seed=run.train.seed)
-        for t in task.targets
-    }
+    scored = {t.name: _scored(source, t, points[t.name]) for t in task.targets}
+    evaluations = {name: found.evaluation for name, found in scored.items()}
     cpu = {key: value.cpu().contiguous() for key, value in source.weights.items()}
     (folder / bundles.MODEL).write_bytes(save_tensors(cpu))
     written = {key: value for key, value in run.to_dict().items() if key != "scale"}
@@ -117,16 +123,51 @@ def _write_files(source: BundleSource, folder: Path) -> None:
     outlines = _outlines(source)
     if outlines:
         metrics["outlines"] = [found.to_dict() for found in outlines]
+    metrics |= source.more_metrics
     (folder / "metrics.json").write_bytes(dump_json(metrics))
+    for name, content in source.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
     source.predictions.to_parquet(folder / PREDICTIONS, index=False)
     if source.parts is not None:
         source.parts.to_parquet(folder / PARTS, index=False)
-    _write_plots(source, points, folder)
+    _write_plots(source, points, scored, folder)
     metadata = bundle_metadata(source)
     (folder / bundles.METADATA).write_bytes(dump_json(metadata))
     (folder / bundles.CARD).write_text(
         model_card(source, metadata, evaluations, tolerance, gate, folder, outlines)
     )
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """The figures of one target, and the test rows behind them with what was decided of each."""
+
+    evaluation: Evaluation
+    frames: pd.DataFrame
+    studies: pd.DataFrame
+
+
+def _scored(
+    source: BundleSource,
+    target: BinaryTarget | RegressionTarget,
+    point: BinaryOperatingPoint | RegressionOperatingPoint,
+) -> _Scored:
+    """Score test patients, or all patients by the networks of their folds."""
+    seed = source.run.train.seed
+    if source.cross_validated:
+        found, decided = evaluate_out_of_fold(
+            source.predictions, target, _fitting(source), seed=seed
+        )
+        return _Scored(found, decided.frames, decided.studies)
+    found = evaluate(source.predictions, target, point, seed=seed)
+    test = select_split(check_predictions(source.predictions, target), "test")
+    return _Scored(found, decide(test, point), decide(per_study(test), point))
+
+
+def _fitting(source: BundleSource) -> FittingSettings:
+    settings, seed = source.run.task.operating, source.run.train.seed
+    return FittingSettings(settings.rule, settings.calibration, settings.alpha, seed)
 
 
 def _outlines(source: BundleSource) -> list[OutlineFigures]:
@@ -140,22 +181,15 @@ def _outlines(source: BundleSource) -> list[OutlineFigures]:
 def _operating_point(
     source: BundleSource, target: BinaryTarget | RegressionTarget
 ) -> BinaryOperatingPoint | RegressionOperatingPoint:
-    settings = source.run.task.operating
     table = source.predictions
     if not (table["split"] == "calibration").any():
         if source.calibration_predictions is not None:
             table = source.calibration_predictions
         else:
             table = table[table["split"] == "validation"]
-        table = table.assign(split="calibration")
-    return fit_operating_point(
-        table,
-        target,
-        rule=settings.rule,
-        calibration=settings.calibration,
-        alpha=settings.alpha,
-        seed=source.run.train.seed,
-    )
+    else:
+        table = table[table["split"] == "calibration"]
+    return _fitting(source).fit(table, target)
 
 
 def write_operating_points(
@@ -177,7 +211,8 @@ def _training_pictures(
 ) -> tuple[dict[str, NDArray[np.uint8]], NDArray[np.int64], NDArray[Any]]:
     """What the network sees of a seeded sample of training rows, source shapes and patients."""
     task, index = source.run.task, source.shards.index
-    training = source.shards.samples[(source.split == "train").to_numpy()]
+    samples = source.shards.samples
+    training = samples[(source.split == "train").to_numpy() & task.takes_part(samples)]
     affordable = int(GATE_BYTES * index.num_samples / index.array_bytes)
     count = min(max(GATE_LEAST_ROWS, min(GATE_ROWS, affordable)), len(training))
     chosen = training.sample(count, random_state=source.run.train.seed).sort_values("row")
@@ -225,10 +260,13 @@ def _export(
     task = source.run.task
     batch = task.max_batch
     sample = tuple(values[: 2 * batch] for values in arrays.values())
-    names = task.outputs
-    export_openvino(model, names, tuple(values[:2] for values in sample), folder / OPENVINO)
+    # A network that heads are fitted to is judged by its features.
+    names = task.outputs or (FEATURES,)
+    export_openvino(model, task.outputs, tuple(values[:2] for values in sample), folder / OPENVINO)
 
     def scores(raw: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        if not task.outputs:
+            return {FEATURES: raw[FEATURES]}
         tensors = {name: torch.from_numpy(raw[name]) for name in names}
         return {k: v.numpy() for k, v in task.scores(tensors, source.statistics).items()}
 
@@ -247,6 +285,8 @@ def _export(
         }
     # A probability goes from 0 to 1; a number is measured by the spread of its training labels.
     scale = {**dict.fromkeys(names, 1.0), **source.statistics.deviations}
+    if not task.outputs:
+        scale[FEATURES] = max(float(reference[FEATURES].std()), 1e-6)
     worst = max(differences["openvino_fp32"][name] / scale[name] for name in names)
     kept = worst <= FP32_TOLERANCE
     if not kept:
@@ -279,22 +319,31 @@ def _preprocess(source: BundleSource) -> dict[str, Any]:
 def _write_plots(
     source: BundleSource,
     points: Mapping[str, BinaryOperatingPoint | RegressionOperatingPoint],
+    scored: Mapping[str, _Scored],
     folder: Path,
 ) -> None:
     for target in source.run.task.targets:
         place = folder / "plots" / target.name
         point = points[target.name]
-        write_plots(source.predictions, target, point, str(place))
+        found = scored[target.name]
+        write_plots(source.predictions, target, point, str(place), decided=found.studies)
         if isinstance(target, BinaryTarget):
-            test = select_split(check_predictions(source.predictions, target), "test")
             figure = prediction_picture(
-                decide(test, point),
+                found.frames,
                 source.shards,
                 source.run.task,
                 target,
                 seed=source.run.train.seed,
             )
             (place / "predictions.png").write_bytes(plots.png_bytes(figure))
+    if source.parts is not None and isinstance(source.run.task, LvSegTask):
+        write_panels(
+            source.parts[source.parts["split"] == "test"],
+            scored[source.run.task.targets[0].name].studies,
+            ef_of_references(source.predictions),
+            stored_outlines(source.shards),
+            str(folder / "plots" / OUTLINES),
+        )
     if source.log is not None:
         figure = plots.learning_curves(source.log)
         (folder / "plots" / "learning_curves.png").write_bytes(plots.png_bytes(figure))

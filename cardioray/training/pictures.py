@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from cardioray.data.reading import take_rows
 from cardioray.data.sampling import split, stacked
+from cardioray.data.segment import IMAGE, REFERENCE
 from cardioray.data.shards import ShardSet
 from cardioray.evaluation import plots
+from cardioray.evaluation.segment_panels import Lookup, Picture
 from cardioray.targets import BinaryTarget
 from cardioray.tasks.base import Task
 
@@ -49,3 +52,16 @@ def prediction_picture(
         target.classes,
         drawn_from=len(frames),
     )
+
+
+def stored_outlines(shards: ShardSet) -> Lookup:
+    """Finds the pictures of shards with their reference label maps, by the rows of `parts`."""
+
+    def look_up(frames: pd.DataFrame) -> list[tuple[Picture, Picture]]:
+        rows = frames["row"].to_numpy(np.int64)
+        order = np.argsort(rows)
+        found = take_rows(shards, rows[order], (IMAGE, REFERENCE))
+        back = np.argsort(order)
+        return [(found[IMAGE][i], found[REFERENCE][i]) for i in back]
+
+    return look_up

@@ -34,12 +34,16 @@ class Measured:
 
     cuts: bool
     _rows: list[Rows] = field(default_factory=list)
-    _measures: list[Mapping[str, Tensor]] = field(default_factory=list)
+    _measures: list[Mapping[str, NDArray[Any]]] = field(default_factory=list)
 
-    def add(self, rows: Rows, measures: Mapping[str, Tensor]) -> None:
+    def add(self, rows: Rows, measures: Mapping[str, Tensor | NDArray[Any]]) -> None:
         """Take the windows of one batch; `rows` says whose each is."""
         self._rows.append(rows)
-        self._measures.append({name: value.cpu() for name, value in measures.items()})
+        arrays = {
+            name: value.cpu().numpy() if isinstance(value, Tensor) else value
+            for name, value in measures.items()
+        }
+        self._measures.append(arrays)
 
     def share(self) -> Share:
         """Each row once, ascending."""
@@ -47,7 +51,7 @@ class Measured:
             return np.empty(0, np.int64), {}, {}
         rows = np.concatenate(self._rows)
         every = {
-            name: np.concatenate([each[name].numpy() for each in self._measures])
+            name: np.concatenate([each[name] for each in self._measures])
             for name in self._measures[0]
         }
         if self.cuts:

@@ -16,7 +16,7 @@ from cardioray.bundle import SUMS, Bundle, open_bundle
 from cardioray.data import cluster
 from cardioray.data.shards import ShardSet
 from cardioray.data.splits import Splits, assign_splits, folds_within
-from cardioray.tasks.base import Task, encode_labels
+from cardioray.tasks.base import Tables, Task, encode_labels
 from cardioray.training.description import BundleSource
 from cardioray.training.export import write_bundle
 from cardioray.training.outcome import WEIGHTS_CACHE, Outcome
@@ -142,7 +142,13 @@ def require_patients(
     Raises:
         ValueError: when a target has no test patient, or too few of those it is fitted on.
     """
+    if not (split == "test").any():
+        raise ValueError(
+            "no patient is in the test split, so that the model could not be scored: a larger "
+            "split.test, or `cardioray compare`, whose folds score every patient."
+        )
     if not task.learns_from_labels:
+        task.require(samples, split)
         return
     labels = encode_labels(task, samples)
     free = task.operating.calibration == "none" and task.operating.rule.startswith("fixed")
@@ -220,6 +226,7 @@ def bundle_of_run(
     *,
     name: str,
     calibration_predictions: pd.DataFrame | None = None,
+    cross_validated: Tables | None = None,
     comparison: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Make the bundle of a finished run.
@@ -232,11 +239,12 @@ def bundle_of_run(
         out: where the bundle goes.
         name: the model's name.
         calibration_predictions: see `BundleSource`.
+        cross_validated: what the networks of all folds say, where the model has no test patients.
         comparison: see `BundleSource`.
     """
     cache = storage.join(outcome.folder.rsplit("/", 1)[0], WEIGHTS_CACHE)
     plan = make_plan(run, shards, split, outcome.folder, cache, None, name)
-    tables = outcome.tables()
+    tables = cross_validated or outcome.tables()
     return write_bundle(
         BundleSource(
             run=run,
@@ -252,6 +260,7 @@ def bundle_of_run(
             comparison=comparison,
             starting_weights=_named(plan.weights),
             notes=outcome.notes,
+            cross_validated=cross_validated is not None,
         ),
         out,
     )

@@ -1,7 +1,8 @@
 """Comparing backbones: ASHA on the first fold, survivors on all folds, the best made bundles.
 
 The test patients of the final models take no part in any fold, so that nothing about them enters
-the choice of the winner.
+the choice of the winner. Where there are none (`split.test=0`), the figures of a bundle are those
+of the folds.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from cardioray.models.cost import ModelCost, measure_cost
 from cardioray.models.runtime import use_bf16
 from cardioray.scratch import process_folder
 from cardioray.targets import BinaryTarget
+from cardioray.tasks.base import Tables
 from cardioray.training.outcome import LOG, WEIGHTS_CACHE, read_outcome
 from cardioray.training.pictures import prediction_picture
 from cardioray.training.progress import Shown, shown_progress
@@ -233,7 +235,8 @@ class _Comparing:
         """Refuse before anything is trained what every trial, or a bundle, would refuse."""
         fitted_on = "calibration" if self.division.calibration == "held-out" else None
         final = self.division.final
-        require_patients(self.run.task, self.shards.samples, final, fitted_on)
+        if (final == "test").any():
+            require_patients(self.run.task, self.shards.samples, final, fitted_on)
         for name in self.settings.candidates:
             run = self.context.trial(name, ())
             for split in (*self.division.folds, final):
@@ -254,7 +257,7 @@ class _Comparing:
         cost = self._cost(trials[0])
         return LeaderboardEntry(
             name=name,
-            predictions=pd.concat([self._predictions(trial) for trial in trials]),
+            predictions=Tables.joined([self._tables(trial) for trial in trials]).predictions,
             validation_score=float(np.mean([trial.validation_score for trial in trials])),
             standing=float(np.mean([trial.standing for trial in trials])),
             # By ASHA, or because better ones came to the end of the first fold.
@@ -267,11 +270,14 @@ class _Comparing:
             latency_ms=cost.latency_ms,
         )
 
-    def _predictions(self, trial: TrialResult) -> pd.DataFrame:
-        """Out-of-fold predictions; a stopped trial is scored from its last checkpoint."""
+    def _tables(self, trial: TrialResult) -> Tables:
+        """What a fold's network says; a stopped trial is scored from its last checkpoint."""
         outcome = read_outcome(trial.folder)
-        if outcome is not None:
-            return outcome.predictions().assign(fold=trial.fold)
+        tables = outcome.tables() if outcome is not None else self._scored(trial)
+        parts = None if tables.parts is None else tables.parts.assign(fold=trial.fold)
+        return Tables(tables.predictions.assign(fold=trial.fold), parts)
+
+    def _scored(self, trial: TrialResult) -> Tables:
         assert trial.checkpoint is not None
         run = self.context.trial(trial.backbone, trial.overrides)
         plan = make_plan(
@@ -287,7 +293,7 @@ class _Comparing:
         with tempfile.TemporaryDirectory(dir=process_folder()) as scratch:
             storage.copy_folder(checkpoint, scratch)
             weights = read_best_weights(Path(scratch))
-        return score_plan(plan, weights).predictions.assign(fold=trial.fold)
+        return score_plan(plan, weights)
 
     def _cost(self, trial: TrialResult) -> ModelCost:
         run = self.context.trial(trial.backbone, trial.overrides)
@@ -343,6 +349,9 @@ class _Comparing:
         # Without calibration patients of its own, the operating point comes from predictions made
         # out of fold: of patients the models had not seen, none of them a final test patient.
         crossed = out_of_fold[out_of_fold["split"] == "test"]
+        cross_validated = None
+        if not (final == "test").any():
+            cross_validated = Tables.joined([self._tables(trial) for trial in trials]).of("test")
         return bundle_of_run(
             run,
             self.shards,
@@ -351,6 +360,7 @@ class _Comparing:
             out,
             name=name,
             calibration_predictions=None if self.division.calibration == "held-out" else crossed,
+            cross_validated=cross_validated,
             comparison=row.to_dict(),
         )
 

@@ -1,0 +1,304 @@
+"""From a data set with label maps to what a segmentation bundle is scored by, on the cluster."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from cardioray.bundle import Bundle
+from cardioray.data.decoding import DecodedSample
+from cardioray.data.isolation import IsolatedDecoder, IsolationConfig
+from cardioray.data.layouts import shown
+from cardioray.data.manifest import Manifest, check_studies
+from cardioray.data.nifti import read_labels, read_source
+from cardioray.data.segment import IMAGE, REFERENCE
+from cardioray.evaluation.segment_panels import Picture
+from cardioray.evaluation.segment_report import PREDICTED_MAP
+from cardioray.inference.actors import Loading, SourceFile, run_on_actors
+from cardioray.inference.scoring import (
+    PREDICTIONS,
+    Labels,
+    Scored,
+    ScoringActor,
+    differences_of,
+    held_rows,
+    refuse_shards,
+    rows_of_split,
+)
+from cardioray.models.segmentation import MASKS
+from cardioray.predictor import Predictor
+from cardioray.tasks.base import ScoredRows, encode_labels
+from cardioray.tasks.lv_seg import LvSegTask
+from cardioray.tasks.outline_tables import GEOMETRY
+from cardioray.terminal import progress_bar
+
+PARTS = "parts.parquet"
+# Label maps and probabilities of so many frames are in memory together.
+_FILES_PER_CHUNK = 16
+
+
+def score_outlines(
+    predictor: Predictor,
+    loading: Loading,
+    data: str,
+    split: str,
+    patient_from: str | None,
+    console: Console,
+    noise: float = 0.0,
+) -> Scored:
+    """Decode the frames of one split with their label maps, outline and measure them.
+
+    A study's number is made of several frames: where one of them took part in making the bundle,
+    all frames of the patient are left out.
+
+    Args:
+        predictor: of the bundle; its network is not used.
+        loading: how actors load the bundle.
+        data: a data set as `prepare` takes it, with label maps.
+        split: which rows; as of `score_files`.
+        patient_from: regular expression that finds the patient in a file name.
+        console: where progress is shown.
+        noise: share of the pixels of every picture that are made black beforehand.
+
+    Raises:
+        ValueError: as `score_files`.
+    """
+    refuse_shards(data)
+    task = predictor.task
+    assert isinstance(task, LvSegTask)
+    manifest = task.read_manifest(data, patient_from)
+    labels = encode_labels(task, manifest.table)
+    held = held_rows(pd.read_parquet(predictor.bundle.path / PARTS), manifest)
+    is_own = _is_own(predictor.bundle, held, manifest, labels)
+    chosen = rows_of_split(manifest, held if is_own else None, split)
+    check_studies(manifest.table.iloc[chosen], {n: v[chosen] for n, v in labels.items()})
+    results = _run(loading, manifest, chosen, console, noise)
+    unread = [(path, reason) for result in results for path, reason in result["unread"]]
+    if len(unread) == len(chosen):
+        reasons = shown([f"{path}: {reason}" for path, reason in unread])
+        raise ValueError(f"None of the {len(unread)} files can be read: {reasons}")
+    rows, notes = _scored_rows(manifest, labels, results, split), list(manifest.warnings)
+    # The samples of a bundle's own test split are none that it was made of, unless every patient
+    # was, and its figures come from the networks of folds.
+    if not is_own or split == "test":
+        seen = np.concatenate([np.array(result["seen"], bool) for result in results])
+        rows, seen_notes = _without_seen(rows, seen)
+        notes += seen_notes
+    tables = task.tables(rows)
+    notes += task.warnings(rows.samples)
+    if unread:
+        notes.append(f"{len(unread)} of {len(chosen)} files cannot be read and are not scored.")
+    computed_with = ", ".join(sorted({result["computed_with"] for result in results}))
+    differences = None
+    if is_own and len(tables.predictions):
+        own = pd.read_parquet(predictor.bundle.path / PREDICTIONS)
+        differences = differences_of(tables.predictions, own, split)
+    if differences is not None:
+        notes.append(
+            f"These are the bundle's own {split} studies; numbers differ from those it holds by at "
+            f"most {max(differences.values()):.1e} (now {computed_with})."
+        )
+    elif not is_own and (shared := int(held["row"].notna().sum())):
+        notes.append(
+            f"{shared} samples have the names of samples the bundle was made with, though these "
+            "data are not the same; if the patients are, the figures are too good."
+        )
+    return Scored(
+        tables.predictions,
+        tuple(notes),
+        computed_with,
+        differences,
+        unread,
+        parts=tables.parts,
+        lookup=_Files(task, manifest),
+    )
+
+
+def _is_own(bundle: Bundle, held: pd.DataFrame, manifest: Manifest, labels: Labels) -> bool:
+    """Whether every frame that the bundle scored is here, with its patient and its numbers."""
+    if held["row"].isna().any():
+        return False
+    rows = held["row"].to_numpy(int)
+    if (held["patient_id"].to_numpy() != manifest.table["patient_id"].to_numpy()[rows]).any():
+        return False
+    predictions = pd.read_parquet(bundle.path / PREDICTIONS)
+    row_of = dict(zip(held["study_id"].astype(str), rows, strict=True))
+    places = predictions["study_id"].astype(str).map(row_of)
+    for name, values in labels.items():
+        mine = ((predictions["head"] == name) & places.notna()).to_numpy()
+        here = values[places[mine].to_numpy(int)]
+        known = np.isfinite(here)  # elsewhere, the label is what the reference outlines give
+        if not np.array_equal(here[known], predictions["label"][mine].to_numpy(np.float32)[known]):
+            return False
+    return True
+
+
+def _run(
+    loading: Loading,
+    manifest: Manifest,
+    chosen: NDArray[np.int64],
+    console: Console,
+    noise: float,
+) -> list[dict[str, Any]]:
+    """What the actors return, in the order of the rows."""
+    paths, masks, frames = manifest.paths, manifest.masks, manifest.table["frame"]
+    files = [[int(i), paths[i], frames.iloc[i], masks[i]] for i in chosen]
+    starts = range(0, len(files), _FILES_PER_CHUNK)
+    chunks = [json.dumps(files[start : start + _FILES_PER_CHUNK]) for start in starts]
+    results, done = [], 0
+    with progress_bar(console, "scoring", len(files)) as advance:
+        for text in run_on_actors(_MeasureFiles, loading, chunks, noise):
+            results.append(json.loads(text))
+            done += results[-1]["files"]
+            advance(done, len(files))
+    return sorted(results, key=lambda result: int(result["first"]))
+
+
+class _MeasureFiles(ScoringActor):
+    """Outlines the frames of some files, and measures them against their label maps."""
+
+    def __call__(self, row: Mapping[str, str]) -> dict[str, str]:
+        chunk = json.loads(row["chunk"])
+        decoded = self.decode([SourceFile(path, frames, mask=m) for _, path, frames, m in chunk])
+        unread: list[tuple[str, str]] = []
+        samples: list[tuple[int, str, str]] = []
+        found: list[DecodedSample] = []
+        for (position, path, *_), result in zip(chunk, decoded, strict=True):
+            if isinstance(result, str):
+                unread.append((path, result))
+                continue
+            several = len(result) > 1
+            samples += [(position, f"#{s.frame}" if several else "", s.frame) for s in result]
+            found += result
+        seen = self.predictor.seen(found).tolist()
+        found = self.with_noise(found, chunk[0][0])
+        most = self.predictor.task.max_batch
+        starts = range(0, len(found), most)
+        scored = {
+            "first": chunk[0][0],
+            "files": len(chunk),
+            "unread": unread,
+            "samples": samples,
+            "seen": seen,
+            "geometry": [_geometry(sample) for sample in found],
+            "measures": [row for i in starts for row in self._measured(found[i : i + most])],
+            "computed_with": self.computed_with,
+        }
+        return {"result": json.dumps(scored)}
+
+    def _measured(self, samples: Sequence[DecodedSample]) -> list[dict[str, Any]]:
+        """What is measured of each frame, ready for JSON."""
+        task = self.predictor.task
+        assert isinstance(task, LvSegTask)
+        shown = [
+            replace(s, arrays={name: s.arrays[name] for name in task.columns}) for s in samples
+        ]
+        probabilities = torch.from_numpy(self.predictor.infer(shown).scores[MASKS])
+        logits = probabilities.clamp(min=1e-12).log()
+        rows = [
+            task.measure(own, _geometry(sample), sample.arrays[REFERENCE])
+            for own, sample in zip(logits, samples, strict=True)
+        ]
+        return [{name: _as_json(value) for name, value in row.items()} for row in rows]
+
+
+def _geometry(sample: DecodedSample) -> list[float]:
+    """What `GEOMETRY` names, as the table of shards has it."""
+    height, width = sample.source_shape
+    known = {**sample.facts, "height_px": float(height), "width_px": float(width)}
+    return [known[name] for name in GEOMETRY]
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return value.tolist() if isinstance(value, np.ndarray) else float(value)
+
+
+def _scored_rows(
+    manifest: Manifest,
+    labels: Labels,
+    results: Sequence[Mapping[str, Any]],
+    split: str,
+) -> ScoredRows:
+    """What the actors found, as a finished training would hand it to the task."""
+    found = [sample for result in results for sample in result["samples"]]
+    rows = np.array([position for position, _, _ in found])
+    samples = manifest.table.iloc[rows].reset_index(drop=True)
+    suffixes = np.array([suffix for _, suffix, _ in found], dtype=object)
+    samples["sample_id"] = samples["sample_id"].to_numpy(object) + suffixes
+    samples["frame"] = [frame for _, _, frame in found]
+    samples["row"] = rows
+    sides = np.array([numbers for result in results for numbers in result["geometry"]])
+    for name, values in zip(GEOMETRY, sides.T, strict=True):
+        samples[name] = values
+    measured = [row for result in results for row in result["measures"]]
+    measures: dict[str, NDArray[Any]] = {}
+    for name in measured[0]:
+        column = [row[name] for row in measured]
+        if name == PREDICTED_MAP:
+            measures[name] = np.array([base64.b64decode(text) for text in column], dtype=object)
+        else:
+            measures[name] = np.array(column, float)
+    own = {name: values[rows] for name, values in labels.items()}
+    return ScoredRows(samples=samples, split=split, labels=own, measures=measures, one_window={})
+
+
+def _without_seen(scored: ScoredRows, seen: NDArray[np.bool_]) -> tuple[ScoredRows, list[str]]:
+    """Leave out patients of whom a frame took part in making the model; gives what to say of it.
+
+    Raises:
+        ValueError: when nobody is left.
+    """
+    if not seen.any():
+        return scored, []
+    patients = scored.samples["patient_id"]
+    out = patients.isin(patients[seen].unique()).to_numpy()
+    everyone, left = patients.nunique(), patients[~out].nunique()
+    if not left:
+        raise ValueError(
+            f"all {everyone} patients have frames that took part in making the bundle, as its "
+            "training, validation or calibration samples: their figures would say nothing about "
+            "other patients."
+        )
+    kept = replace(
+        scored,
+        samples=scored.samples[~out].reset_index(drop=True),
+        labels={name: values[~out] for name, values in scored.labels.items()},
+        measures={name: values[~out] for name, values in scored.measures.items()},
+    )
+    note = (
+        f"{everyone - left} of {everyone} patients have frames that took part in making the "
+        "bundle, as its training, validation or calibration samples, and are not scored."
+    )
+    return kept, [note]
+
+
+class _Files:
+    """Finds the pictures of a data set with their reference label maps, by the rows of `parts`."""
+
+    def __init__(self, task: LvSegTask, manifest: Manifest) -> None:
+        self._task = task
+        self._manifest = manifest
+
+    def __call__(self, frames: pd.DataFrame) -> list[tuple[Picture, Picture]]:
+        paths, masks = self._manifest.paths, self._manifest.masks
+        selections = self._manifest.table["frame"]
+        found = []
+        with IsolatedDecoder(self._task.decoder, IsolationConfig()) as decoder:
+            for row, frame in zip(frames["row"], frames["frame"], strict=True):
+                samples = decoder.decode_labelled(
+                    read_source(paths[row]), read_labels(masks[row]), selections.iloc[row] or None
+                )
+                [own] = [sample for sample in samples if sample.frame == frame]
+                found.append((own.arrays[IMAGE], own.arrays[REFERENCE]))
+        return found

@@ -1,0 +1,52 @@
+"""A bundle of `lv-seg` that has learned the hearts of `tiny_segments`, and cines of them."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import tiny_segments as tiny
+from numpy.typing import NDArray
+from tiny_training import training_here
+
+from cardioray.data.pipeline import prepare
+from cardioray.training.settings import RunConfig
+from cardioray.training.single import train_bundle
+
+_SETTINGS = (
+    "preprocess.image_size=64",
+    "model.backbone=unet-tu-resnet10t",
+    "model.pretrained=none",
+    "train.recipe=scratch",
+    "train.epochs=12",
+    "train.learning_rate=0.003",
+    "train.batch_size=8",
+    "train.precision=fp32",
+    "split.cross_fit_folds=0",
+    "scale.gpus_per_worker=0",
+    "operating.calibration=none",
+)
+
+
+@functools.cache
+def outlining_bundle() -> Path:
+    """The bundle, made once a session; needs a Ray cluster."""
+    folder = Path(tempfile.mkdtemp(prefix="cardioray-outlines-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    run = RunConfig.build("lv-seg", None, _SETTINGS)
+    manifest = run.task.read_manifest(str(tiny.write_camus(folder / "camus", 24)), None)
+    shards = prepare(run.task, manifest, str(folder / "shards"))
+    with training_here():
+        return train_bundle(run, shards, str(folder / "runs")).path
+
+
+def beating(frames: int = 48, period: int = 16, first: int = 0, seed: int = 3) -> NDArray[np.uint8]:
+    """A cine (T, H, W) whose end diastoles are in frame `first` and every `period` ones."""
+    rng = np.random.default_rng(seed)
+    widths = 37 + 7 * np.cos(2 * np.pi * (np.arange(frames) - first) / period)
+    maps = [tiny.heart(76 + 0.4 * (width - 37), width) for width in widths]
+    return np.stack([tiny.echo(labels, rng) for labels in maps])
