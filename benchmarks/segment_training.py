@@ -35,11 +35,11 @@ frames, at a rate that rises and falls once. They take turns, an epoch each; med
 without the first. Dice is that of validation frames after the last one, the mean over frames and
 structures.
 
-Where the processor has no matrix units, arithmetic is what a step takes: 370 GFLOP. On two cores of
-a Xeon without them, which multiply matrices at 300 GFLOP/s, the plain loop reaches 170 and
-CardioRay's 200, so that none can be twice as fast in fp32. These were tried there: autocast to
-bf16 (in the table), bf16 in the convolutions alone by oneDNN (1.0 of fp32's speed), and
-`train.compile` (0.98, after half a minute of compiling)."""
+Tried on two cores of an Intel processor with avx512_bf16 and without AMX: autocast to bf16, as in
+the table; bf16 in the convolutions alone, by oneDNN (1.0 of the speed in fp32); `train.compile`
+(0.98, after half a minute of compiling). A step is 370 GFLOP. These cores multiply matrices at 300
+GFLOP/s in fp32, of which the plain loop reaches 170 and CardioRay 200: twice the plain loop is more
+than they have."""
 
 PLAIN = "plain loop, fp32, albumentations"
 FP32, BF16 = "CardioRay, fp32", "CardioRay, bf16"

@@ -21,16 +21,16 @@ from cardioray.clinical.volumes import Volumes, volumes_of
 from cardioray.data.decoding import DecodedSample
 from cardioray.data.frames import UnreadableImage
 from cardioray.data.video_writing import encode_video
-from cardioray.dicom_results import (
+from cardioray.dicom_results.objects import (
     NOT_CLINICAL,
     DicomKind,
     DicomResult,
     Model,
     read_sources,
-    report,
     require_highdicom,
-    segmentations,
 )
+from cardioray.dicom_results.report import report
+from cardioray.dicom_results.segmentation import segmentations
 from cardioray.evaluation.operating_point import RegressionOperatingPoint
 from cardioray.explain.area_curve import AreaCurve, curve_frames
 from cardioray.models.backbones import NoFeatureMap

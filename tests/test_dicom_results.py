@@ -21,15 +21,16 @@ from cardioray.clinical.simpson import measure_cavity
 from cardioray.clinical.volumes import volumes_of
 from cardioray.data.frames import UnreadableImage
 from cardioray.data.label_maps import CAVITY, MYOCARDIUM
-from cardioray.dicom_results import (
+from cardioray.dicom_results.objects import (
     DicomResult,
     DicomResultsUnavailable,
     Model,
+    dicom_kinds,
     read_sources,
-    report,
     require_highdicom,
-    segmentations,
 )
+from cardioray.dicom_results.report import report
+from cardioray.dicom_results.segmentation import segmentations
 from cardioray.outlines import Segmented, StudyOutlines, study_outlines
 
 MODEL = Model("unet", "3721ea528f3d", ("cavity", "myocardium", "atrium"))
@@ -329,6 +330,12 @@ class TestSources:
         monkeypatch.setitem(sys.modules, "highdicom", None)
         with pytest.raises(DicomResultsUnavailable, match=r"cardioray\[dicom-results\]"):
             require_highdicom()
+
+    def test_kinds_are_known_by_their_names(self) -> None:
+        assert dicom_kinds(["sr", "seg", "sr"]) == ("seg", "sr")
+        assert dicom_kinds([]) == ()
+        with pytest.raises(ValueError, match="Unknown kind of DICOM result 'sg'.*seg, sr"):
+            dicom_kinds(["sg"])
 
     @pytest.mark.samples
     @pytest.mark.parametrize(

@@ -99,7 +99,8 @@ def test_echonets_tracings_give_the_frames_and_the_one_between(tmp_path: Path) -
         tmp_path / "FileList.csv", index=False
     )
     lines = [("a.avi", 20, 10, 20, 90, frame) for frame in (46, 61)]
-    lines += [("a.avi", 10, y, 30, y, frame) for frame in (46, 61) for y in range(20, 90, 10)]
+    for frame, reach in ((46, 10), (61, 6)):
+        lines += [("a.avi", 20 - reach, y, 20 + reach, y, frame) for y in range(20, 90, 10)]
     columns = ["FileName", "X1", "Y1", "X2", "Y2", "Frame"]
     pd.DataFrame(lines, columns=columns).to_csv(tmp_path / "VolumeTracings.csv", index=False)
     table = read_keyframe_manifest(str(tmp_path), TARGETS).table.set_index("phase")

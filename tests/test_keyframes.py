@@ -241,7 +241,8 @@ def test_every_patient_is_scored_once_by_what_has_not_seen_them(
     assert (tmp_path / "heads" / "plots" / "risk_coverage.png").is_file()
 
     # The same table beside itself: no difference, and no patient is lost.
-    beside = own.rename(columns={"value": "score"}).assign(split="test", head="ef")
+    beside = own.drop(columns="fold").rename(columns={"value": "score"})
+    beside = beside.assign(split="test", head="ef")
     beside.to_parquet(tmp_path / "other.parquet")
     again = compare_keyframes(
         run, shards, FOLDS, str(tmp_path / "heads"), beside=[f"twin={tmp_path / 'other.parquet'}"]

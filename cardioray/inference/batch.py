@@ -29,7 +29,7 @@ from cardioray.data.image import UnreadableImage
 from cardioray.data.layouts import TABLE_SUFFIXES, as_text, find_table, read_table, shown
 from cardioray.data.manifest import resolve
 from cardioray.data.shards import write_quarantine, write_table
-from cardioray.dicom_results import dicom_kinds
+from cardioray.dicom_results.objects import dicom_kinds
 from cardioray.inference.actors import (
     FILES_PER_BATCH,
     Loading,

@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 
 from cardioray import config, storage
 from cardioray.data.nifti import read_source
-from cardioray.dicom_results import DicomKind, read_sources, require_highdicom
+from cardioray.dicom_results.objects import DicomKind, read_sources, require_highdicom
 from cardioray.inference.actors import SourceFile
 from cardioray.outlines import parse_view, shown_as
 from cardioray.predictor import Predictor

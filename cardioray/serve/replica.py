@@ -24,7 +24,7 @@ from cardioray.answers import ModelOutputs
 from cardioray.data.decoding import DecodedSample
 from cardioray.data.image import UnreadableImage
 from cardioray.data.isolation import DecoderUnavailableError
-from cardioray.dicom_results import read_sources
+from cardioray.dicom_results.objects import read_sources
 from cardioray.model_store import production_path
 from cardioray.models.backbones import NoFeatureMap
 from cardioray.outlines import parse_view, shown_as

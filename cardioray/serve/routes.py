@@ -17,7 +17,7 @@ from cardioray import __version__
 from cardioray.bundle import CARD
 from cardioray.data.decoding import DecodedSample
 from cardioray.data.frames import FrameSelection, UnreadableImage
-from cardioray.dicom_results import DicomKind, DicomResultsUnavailable, require_highdicom
+from cardioray.dicom_results.objects import DicomKind, DicomResultsUnavailable, require_highdicom
 from cardioray.keyframes import KeyframePredictor, chosen_frames
 from cardioray.outlines import MaskFormat, parse_spacing, with_spacing
 from cardioray.segments import OUTLINES, VIDEO, SegmentPredictor

@@ -213,15 +213,15 @@ def fit_heads(
     Raises:
         ValueError: when there are too few patients of a class for a perceptron.
     """
+    classes = _classes(development.labels, target) if MLP_CLASS in settings.members else None
+    if classes is not None:
+        _require_both_classes(classes, development.patients, target, settings.inner_folds)
     frames = tuple(development.features)
     together = settings.together and len(frames) > 1
     inputs = by_input(development.features, frames, together=together)
     asked = _Asked(settings, target, inputs, development, processes)
     everyone = np.ones(len(development.labels), bool)
     heads = _fit_all(asked, everyone & ~development.validation, development.validation, everyone)
-    classes = _classes(development.labels, target) if MLP_CLASS in settings.members else None
-    if classes is not None:
-        _require_both_classes(classes, development.patients, target, settings.inner_folds)
     folds = list(
         patient_folds(classes, development.patients, num_folds=settings.inner_folds, seed=seed)
     )

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from cardioray.evaluation.plots.style import BLUE, RED, line_styles, new_figure
+from cardioray.evaluation.plots.style import BLACK, BLUE, line_styles, new_figure
 
 _SPLITS = ("train", "validation", "calibration", "test")
 
@@ -45,7 +45,7 @@ def value_histogram(
         label=[f"{split} (n = {len(part)})" for split, part in zip(order, parts, strict=True)],
     )
     for cutoff in cutoffs:
-        axes.axvline(cutoff, color=RED, linestyle="--", linewidth=1, label=f"cut-off {cutoff:g}")
+        axes.axvline(cutoff, color=BLACK, linestyle="--", linewidth=1, label=f"cut-off {cutoff:g}")
     spread = numbers.std(ddof=1) if len(numbers) > 1 else np.nan
     axes.set(
         title=f"{name}: {numbers.mean():.3g} ± {spread:.2g} (mean ± SD, {len(numbers)} studies)",
@@ -96,7 +96,7 @@ def feature_correlation_plot(correlations: ArrayLike, name: str) -> Figure:
     reach = max(largest, 0.1)
     axes.hist(found, bins=np.linspace(-reach, reach, 41).tolist(), color=BLUE, alpha=0.75)
     axes.set(
-        title=f"Correlation of {len(found)} features with {name}; largest {largest:.2f}",
+        title=f"Correlation of {len(found)} features with {name}; largest ± {largest:.2f}",
         xlabel="Pearson correlation",
         ylabel="Features",
     )
