@@ -147,11 +147,11 @@ class TestPython:
         assert fps == FPS
         found = outliner.explain(cine)
         own, _ = read_video(found.content)
-        # A pixel on an outline may fall either way in another batch, and the codec spreads it.
+        # x264 gives other bytes from run to run, though it is shown the same frames.
         assert own.shape == frames.shape
         assert np.abs(own.astype(int) - frames.astype(int)).mean() < 2
         areas = [outline["area_cm2"]["cavity"] for outline in answer["outlines"]]
-        assert found.areas == pytest.approx(areas, rel=0.02)
+        assert found.areas == pytest.approx(areas)
         assert found.unit == "cm2"
 
     def test_frames_make_no_video(self, outliner: SegmentPredictor) -> None:
