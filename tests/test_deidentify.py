@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, UltrasoundMultiFrameImageStorage, generate_uid
 
 from cardioray.data.clip import CLIP, ClipDecoder, ClipPreprocess
 from cardioray.data.deidentify import KEPT_TAGS, deidentify
 from cardioray.data.frames import UnreadableImage
+from cardioray.data.ultrasound import tissue_region
 from cardioray.data.video import read_video
 
 NAME, PATIENT = "Doe^Jane", "P-1234567"
@@ -75,6 +77,18 @@ def test_a_cine_states_its_rate_scale_and_region(tmp_path: Path) -> None:
     side = sample.facts["cm_per_px"] * 112
     assert 190 * 0.08 < side < 260 * 0.08
     assert sample.arrays[CLIP].shape == (20, 112, 112, 1)
+
+
+@pytest.mark.parametrize(("right", "known"), [(300, True), (321, True), (595, False)])
+def test_a_region_beyond_the_picture_is_of_another_size(
+    tmp_path: Path, right: int, known: bool
+) -> None:
+    path = write_dicom(tmp_path / "a.dcm", cine())
+    dataset = dcmread(path)
+    dataset.SequenceOfUltrasoundRegions[0].RegionLocationMaxX1 = right
+    region = tissue_region(dataset)
+    assert region is not None
+    assert (region.cm_per_px is not None) == known
 
 
 def test_what_leaves_has_no_word_about_the_patient(tmp_path: Path) -> None:

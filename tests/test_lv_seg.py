@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+import tiny_outlines
 import tiny_segments as tiny
 from PIL import Image
 from pydicom.dataset import FileMetaDataset
@@ -43,20 +44,7 @@ from cardioray.tasks import make_task
 from cardioray.training.settings import RunConfig
 from cardioray.training.single import train_bundle
 
-SETTINGS = (
-    "preprocess.image_size=64",
-    "model.backbone=unet-tu-resnet10t",
-    "model.pretrained=none",
-    "train.recipe=scratch",
-    "train.epochs=12",
-    "train.learning_rate=0.003",
-    "train.batch_size=8",
-    "train.precision=fp32",
-    "split.cross_fit_folds=0",
-    "scale.gpus_per_worker=0",
-    "operating.calibration=none",
-    "model.flips=true",
-)
+SETTINGS = (*tiny_outlines.SETTINGS, "model.flips=true")
 VIEWS = ["A4C-ED", "A4C-ES", "A2C-ED", "A2C-ES"]
 
 

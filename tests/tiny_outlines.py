@@ -17,7 +17,7 @@ from cardioray.data.pipeline import prepare
 from cardioray.training.settings import RunConfig
 from cardioray.training.single import train_bundle
 
-_SETTINGS = (
+SETTINGS = (
     "preprocess.image_size=64",
     "model.backbone=unet-tu-resnet10t",
     "model.pretrained=none",
@@ -37,7 +37,7 @@ def outlining_bundle() -> Path:
     """The bundle, made once a session; needs a Ray cluster."""
     folder = Path(tempfile.mkdtemp(prefix="cardioray-outlines-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    run = RunConfig.build("lv-seg", None, _SETTINGS)
+    run = RunConfig.build("lv-seg", None, SETTINGS)
     manifest = run.task.read_manifest(str(tiny.write_camus(folder / "camus", 24)), None)
     shards = prepare(run.task, manifest, str(folder / "shards"))
     with training_here():

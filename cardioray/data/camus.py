@@ -55,7 +55,7 @@ def is_camus(files: list[str]) -> bool:
     return any(_FILE.fullmatch(file.rsplit("/", 1)[-1]) for file in files)
 
 
-def read_camus(root: str) -> Manifest:
+def read_camus(root: str, patient_from: str | None = None) -> Manifest:
     """One row for each frame at end diastole or end systole that has a picture.
 
     Where a view has no file for a phase, its frame in the cine is taken, by the number that
@@ -66,10 +66,13 @@ def read_camus(root: str) -> Manifest:
 
     Args:
         root: folder with a folder a patient; local or s3://.
+        patient_from: refused, since the files name their patients.
 
     Raises:
         ValueError: when there is no such file, or a text file is wrong; names it.
     """
+    if patient_from is not None:
+        raise ValueError("CAMUS names its patients; leave out the patient pattern.")
     root = storage.absolute(root)
     files = storage.list_files(root, (*VOLUME_SUFFIXES, ".cfg", ".txt"))
     relative = [file[len(root.rstrip("/")) :].lstrip("/") for file in files]

@@ -13,10 +13,9 @@ from cardioray import storage
 from cardioray.data.camus import is_camus, read_camus
 from cardioray.data.echo_layouts import find_tracings, read_echo_manifest
 from cardioray.data.layouts import (
-    TABLE_SUFFIXES,
     as_text,
+    files_of,
     is_phantom,
-    relative_files,
 )
 from cardioray.data.manifest import Manifest
 from cardioray.data.segment_layouts import VIEW_WORDS, read_segment_manifest
@@ -62,12 +61,9 @@ def read_keyframe_manifest(
         ValueError: when the data name no key frames, or a row is wrong; names it.
     """
     data = storage.absolute(data)
-    is_folder = not data.lower().endswith(TABLE_SUFFIXES)
-    files = relative_files(data) if is_folder and storage.exists(data) else []
+    files = files_of(data)
     if is_camus(files):
-        if patient_from is not None:
-            raise ValueError("CAMUS names its patients; leave out the patient pattern.")
-        manifest = read_camus(data)
+        manifest = read_camus(data, patient_from)
     elif find_tracings(files) is not None:
         numbers = [target for target in targets if target.kind == "regression"]
         manifest = read_segment_manifest(data, numbers, patient_from=patient_from)
@@ -75,7 +71,7 @@ def read_keyframe_manifest(
     else:
         manifest = _from_table(data, targets, patient_from)
     table = manifest.table.copy()
-    if "phantom" not in table and is_folder and is_phantom(data):
+    if "phantom" not in table and files and is_phantom(data):
         table["phantom"] = True
     masks = table.get("mask", pd.Series("", index=table.index)).map(as_text)
     table[OUTLINED] = (masks != "") & (masks != _NO_OUTLINES)

@@ -262,6 +262,12 @@ def relative_files(root: str) -> list[str]:
     return [path[len(root.rstrip("/")) :].lstrip("/") for path in storage.list_files(root)]
 
 
+def files_of(data: str) -> list[str]:
+    """Files below a folder, relative to it; none of a table, and of a folder that is not there."""
+    is_table = data.lower().endswith(TABLE_SUFFIXES)
+    return relative_files(data) if not is_table and storage.exists(data) else []
+
+
 def as_text(value: object) -> str:
     """A cell as an identifier: "" where it is empty, "7" for a spreadsheet's 7.0."""
     if value is None or value is pd.NA or value != value:

@@ -19,12 +19,11 @@ from cardioray.data.echo_layouts import (
     video_stem,
 )
 from cardioray.data.layouts import (
-    TABLE_SUFFIXES,
     as_text,
+    files_of,
     find_table,
     is_phantom,
     read_table,
-    relative_files,
 )
 from cardioray.data.manifest import Manifest, read_manifest
 from cardioray.targets import RegressionTarget
@@ -59,18 +58,15 @@ def read_segment_manifest(
         ValueError: when the data are none of these or a row is wrong; names it.
     """
     data = storage.absolute(data)
-    is_folder = not data.lower().endswith(TABLE_SUFFIXES)
-    files = relative_files(data) if is_folder and storage.exists(data) else []
+    files = files_of(data)
     if is_camus(files):
-        if patient_from is not None:
-            raise ValueError("CAMUS names its patients; leave out the patient pattern.")
-        manifest = read_camus(data)
+        manifest = read_camus(data, patient_from)
     elif find_tracings(files) is not None and not _has_masks(data, targets):
         manifest = _with_outlines(data, files, targets, patient_from)
     else:
         manifest = _from_table(data, targets, patient_from)
     table = manifest.table
-    if "phantom" not in table and is_folder and is_phantom(data):
+    if "phantom" not in table and files and is_phantom(data):
         table = table.assign(phantom=True)
     for target in targets:
         if target.value_column not in table:

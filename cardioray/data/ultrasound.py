@@ -12,6 +12,8 @@ from cardioray.data.sector import Box
 _TWO_DIMENSIONAL = 1
 _TISSUE = 1
 _CENTIMETRES = 3
+# Share of the picture's side from which an edge of a region is no rounding any more.
+_BEYOND = 1.05
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class UltrasoundRegion:
 
     Attributes:
         box: where it is in the picture.
-        cm_per_px: (row, column) size of a pixel in cm, or None where it is not in cm.
+        cm_per_px: (row, column) size of a pixel in cm, or None where it is not in cm, or where the
+            region is of a picture of another size.
     """
 
     box: Box
@@ -39,7 +42,8 @@ def tissue_region(dataset: Dataset) -> UltrasoundRegion | None:
         if box is None:
             continue
         if found is None or box.height * box.width > found.box.height * found.box.width:
-            found = UltrasoundRegion(box, _cm_per_px(item))
+            shrunk = _is_of_other_size(item, int(dataset.Rows), int(dataset.Columns))
+            found = UltrasoundRegion(box, None if shrunk else _cm_per_px(item))
     return found
 
 
@@ -54,6 +58,15 @@ def _box(item: Dataset, rows: int, columns: int) -> Box | None:
     if right - left < 8 or bottom - top < 8:
         return None
     return Box(top, left, bottom - top + 1, right - left + 1)
+
+
+def _is_of_other_size(item: Dataset, rows: int, columns: int) -> bool:
+    """Whether a region reaches well beyond the picture, which was then shrunk or cropped.
+
+    Pixels of a shrunk picture are larger than the file says: scanners state them of the original.
+    """
+    right, bottom = int(item.RegionLocationMaxX1), int(item.RegionLocationMaxY1)
+    return right >= columns * _BEYOND or bottom >= rows * _BEYOND
 
 
 def _cm_per_px(item: Dataset) -> tuple[float, float] | None:

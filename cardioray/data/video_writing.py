@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 # Quantiser of every frame, 2 (finest) to 31: at 3, speckle differs by 1 to 2 grey levels.
 _MJPEG_QUALITY = "3"
 
+# Macroblock trees make other bytes of the same frames from run to run.
+_H264 = {"crf": "18", "x264-params": "mbtree=0"}
+
 
 def encode_video(
     frames: NDArray[np.uint8], fps: float, kind: Literal["avi", "mp4"] = "avi"
@@ -38,7 +41,7 @@ def encode_video(
             video = container.add_stream("mjpeg", rate=rate, options=options)
             video.pix_fmt = "yuvj420p"
         else:
-            video = container.add_stream("libx264", rate=rate, options={"crf": "18"})
+            video = container.add_stream("libx264", rate=rate, options=_H264)
             video.pix_fmt = "yuv420p"
         video.height, video.width = frames.shape[1:3]
         video.codec_context.thread_count = 1

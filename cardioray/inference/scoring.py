@@ -93,7 +93,12 @@ def score_files(
     is_own = _is_own(own, manifest, labels)
     chosen = rows_of_split(manifest, own if is_own else None, split)
     check_studies(manifest.table.iloc[chosen], {n: v[chosen] for n, v in labels.items()})
-    results = _run(loading, manifest, chosen, console, noise)
+    views = manifest.table.get("view")
+    said = ["" if views is None else as_text(views.iloc[i]) for i in chosen]
+    paths, frames = manifest.paths, manifest.table["frame"]
+    files = [[int(i), paths[i], frames.iloc[i], said[n]] for n, i in enumerate(chosen)]
+    # Full batches of one-frame files.
+    results = score_on_actors(_ScoreFiles, loading, files, FILES_PER_BATCH, console, noise)
     unread = [(path, reason) for result in results for path, reason in result["unread"]]
     if len(unread) == len(chosen):
         reasons = shown([f"{path}: {reason}" for path, reason in unread])
@@ -242,30 +247,49 @@ def rows_of_split(manifest: Manifest, own: pd.DataFrame | None, split: str) -> N
     return chosen
 
 
-def _run(
+def score_on_actors(
+    actor: type[ScoringActor],
     loading: Loading,
-    manifest: Manifest,
-    chosen: NDArray[np.int64],
+    files: Sequence[Sequence[Any]],
+    per_chunk: int,
     console: Console,
     noise: float,
 ) -> list[dict[str, Any]]:
-    """What the actors return, in the order of the rows."""
-    paths, frames = manifest.paths, manifest.table["frame"]
-    views = manifest.table.get("view")
-    said = ["" if views is None else as_text(views.iloc[i]) for i in chosen]
-    files = [[int(i), paths[i], frames.iloc[i], said[n]] for n, i in enumerate(chosen)]
-    # Full batches of one-frame files, the same ones in every run.
-    starts = range(0, len(files), FILES_PER_BATCH)
-    chunks = [files[start : start + FILES_PER_BATCH] for start in starts]
-    texts = [json.dumps(chunk) for chunk in chunks]
-    results = []
-    done = 0
+    """What actors return of some files, in the order of the files.
+
+    Args:
+        actor: gets chunks of them.
+        loading: how each loads its network.
+        files: of each the row of the manifest, its path, and what else the actor wants.
+        per_chunk: files that go together, the same ones in every run.
+        console: where progress is shown.
+        noise: as of `score_files`.
+    """
+    starts = range(0, len(files), per_chunk)
+    chunks = [json.dumps(list(files[start : start + per_chunk])) for start in starts]
+    results, done = [], 0
     with progress_bar(console, "scoring", len(files)) as advance:
-        for text in run_on_actors(_ScoreFiles, loading, texts, noise):
+        for text in run_on_actors(actor, loading, chunks, noise):
             results.append(json.loads(text))
             done += results[-1]["files"]
             advance(done, len(files))
     return sorted(results, key=lambda result: int(result["first"]))
+
+
+@dataclass(frozen=True)
+class DecodedChunk:
+    """The samples of some files.
+
+    Attributes:
+        samples: of all files that could be read.
+        origins: of each the row of the manifest, the end of its name ("" of a file's only sample,
+            else "#frame"), and its frame.
+        unread: paths that could not be read, and why.
+    """
+
+    samples: list[DecodedSample]
+    origins: list[tuple[int, str, str]]
+    unread: list[tuple[str, str]]
 
 
 class ScoringActor(PredictorActor):
@@ -283,6 +307,18 @@ class ScoringActor(PredictorActor):
         columns = self.predictor.task.decoder.columns
         return [_blackened(sample, columns, self._noise, rng) for sample in samples]
 
+    def decode_chunk(self, rows: Sequence[int], files: Sequence[SourceFile]) -> DecodedChunk:
+        """Decode files, each of a row of the manifest."""
+        found = DecodedChunk([], [], [])
+        for row, file, result in zip(rows, files, self.decode(files), strict=True):
+            if isinstance(result, str):
+                found.unread.append((file.path, result))
+                continue
+            several = len(result) > 1
+            found.origins.extend((row, f"#{s.frame}" if several else "", s.frame) for s in result)
+            found.samples.extend(result)
+        return found
+
     @property
     def computed_with(self) -> str:
         """Runtime and precision."""
@@ -294,19 +330,10 @@ class _ScoreFiles(ScoringActor):
 
     def __call__(self, row: Mapping[str, str]) -> dict[str, str]:
         chunk = json.loads(row["chunk"])
-        decoded = self.decode([SourceFile(path, frames, view) for _, path, frames, view in chunk])
-        unread: list[tuple[str, str]] = []
-        samples: list[tuple[int, str]] = []
-        found: list[DecodedSample] = []
-        for (position, path, *_), result in zip(chunk, decoded, strict=True):
-            if isinstance(result, str):
-                unread.append((path, result))
-                continue
-            several = len(result) > 1
-            samples += [(position, f"#{s.frame}" if several else "") for s in result]
-            found += result
-        seen = self.predictor.seen(found).tolist()
-        found = self.with_noise(found, chunk[0][0])
+        files = [SourceFile(path, frames, view) for _, path, frames, view in chunk]
+        decoded = self.decode_chunk([position for position, *_ in chunk], files)
+        seen = self.predictor.seen(decoded.samples).tolist()
+        found = self.with_noise(decoded.samples, chunk[0][0])
         outputs = self.predictor.infer(found) if found else None
         scores = outputs.scores if outputs is not None else {}
         views: list[str] = []
@@ -315,8 +342,8 @@ class _ScoreFiles(ScoringActor):
         scored = {
             "first": chunk[0][0],
             "files": len(chunk),
-            "unread": unread,
-            "samples": samples,
+            "unread": decoded.unread,
+            "samples": decoded.origins,
             "seen": seen,
             "views": views,
             "scores": {name: values.tolist() for name, values in scores.items()},
@@ -351,8 +378,8 @@ def _predictions_table(
 ) -> pd.DataFrame:
     """One row a sample and target that has a label."""
     samples = [sample for result in results for sample in result["samples"]]
-    rows = np.array([position for position, _ in samples])
-    suffixes = [suffix for _, suffix in samples]
+    rows = np.array([position for position, _, _ in samples])
+    suffixes = [suffix for _, suffix, _ in samples]
     seen = [value for result in results for value in result["seen"]]
     known = manifest.table.iloc[rows]
     views = [view for result in results for view in result["views"]] or None

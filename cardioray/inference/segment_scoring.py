@@ -23,7 +23,7 @@ from cardioray.data.nifti import read_labels, read_source
 from cardioray.data.segment import IMAGE, REFERENCE
 from cardioray.evaluation.segment_panels import Picture
 from cardioray.evaluation.segment_report import PREDICTED_MAP
-from cardioray.inference.actors import Loading, SourceFile, run_on_actors
+from cardioray.inference.actors import Loading, SourceFile
 from cardioray.inference.scoring import (
     PREDICTIONS,
     Labels,
@@ -33,13 +33,13 @@ from cardioray.inference.scoring import (
     held_rows,
     refuse_shards,
     rows_of_split,
+    score_on_actors,
 )
 from cardioray.models.segmentation import MASKS
 from cardioray.predictor import Predictor
 from cardioray.tasks.base import ScoredRows, encode_labels
 from cardioray.tasks.lv_seg import LvSegTask
 from cardioray.tasks.outline_tables import GEOMETRY
-from cardioray.terminal import progress_bar
 
 PARTS = "parts.parquet"
 # Label maps and probabilities of so many frames are in memory together.
@@ -81,7 +81,9 @@ def score_outlines(
     is_own = _is_own(predictor.bundle, held, manifest, labels)
     chosen = rows_of_split(manifest, held if is_own else None, split)
     check_studies(manifest.table.iloc[chosen], {n: v[chosen] for n, v in labels.items()})
-    results = _run(loading, manifest, chosen, console, noise)
+    paths, masks, frames = manifest.paths, manifest.masks, manifest.table["frame"]
+    files = [[int(i), paths[i], frames.iloc[i], masks[i]] for i in chosen]
+    results = score_on_actors(_MeasureFiles, loading, files, _FILES_PER_CHUNK, console, noise)
     unread = [(path, reason) for result in results for path, reason in result["unread"]]
     if len(unread) == len(chosen):
         reasons = shown([f"{path}: {reason}" for path, reason in unread])
@@ -142,52 +144,22 @@ def _is_own(bundle: Bundle, held: pd.DataFrame, manifest: Manifest, labels: Labe
     return True
 
 
-def _run(
-    loading: Loading,
-    manifest: Manifest,
-    chosen: NDArray[np.int64],
-    console: Console,
-    noise: float,
-) -> list[dict[str, Any]]:
-    """What the actors return, in the order of the rows."""
-    paths, masks, frames = manifest.paths, manifest.masks, manifest.table["frame"]
-    files = [[int(i), paths[i], frames.iloc[i], masks[i]] for i in chosen]
-    starts = range(0, len(files), _FILES_PER_CHUNK)
-    chunks = [json.dumps(files[start : start + _FILES_PER_CHUNK]) for start in starts]
-    results, done = [], 0
-    with progress_bar(console, "scoring", len(files)) as advance:
-        for text in run_on_actors(_MeasureFiles, loading, chunks, noise):
-            results.append(json.loads(text))
-            done += results[-1]["files"]
-            advance(done, len(files))
-    return sorted(results, key=lambda result: int(result["first"]))
-
-
 class _MeasureFiles(ScoringActor):
     """Outlines the frames of some files, and measures them against their label maps."""
 
     def __call__(self, row: Mapping[str, str]) -> dict[str, str]:
         chunk = json.loads(row["chunk"])
-        decoded = self.decode([SourceFile(path, frames, mask=m) for _, path, frames, m in chunk])
-        unread: list[tuple[str, str]] = []
-        samples: list[tuple[int, str, str]] = []
-        found: list[DecodedSample] = []
-        for (position, path, *_), result in zip(chunk, decoded, strict=True):
-            if isinstance(result, str):
-                unread.append((path, result))
-                continue
-            several = len(result) > 1
-            samples += [(position, f"#{s.frame}" if several else "", s.frame) for s in result]
-            found += result
-        seen = self.predictor.seen(found).tolist()
-        found = self.with_noise(found, chunk[0][0])
+        files = [SourceFile(path, frames, mask=mask) for _, path, frames, mask in chunk]
+        decoded = self.decode_chunk([position for position, *_ in chunk], files)
+        seen = self.predictor.seen(decoded.samples).tolist()
+        found = self.with_noise(decoded.samples, chunk[0][0])
         most = self.predictor.task.max_batch
         starts = range(0, len(found), most)
         scored = {
             "first": chunk[0][0],
             "files": len(chunk),
-            "unread": unread,
-            "samples": samples,
+            "unread": decoded.unread,
+            "samples": decoded.origins,
             "seen": seen,
             "geometry": [_geometry(sample) for sample in found],
             "measures": [row for i in starts for row in self._measured(found[i : i + most])],
