@@ -9,6 +9,7 @@ from rich.console import Console
 
 from benchmarks import asha as asha_benchmark
 from benchmarks import autoscaling as autoscaling_benchmark
+from benchmarks import features as features_benchmark
 from benchmarks import gate as gate_benchmark
 from benchmarks import segment_discs as discs_benchmark
 from benchmarks import segment_serving as segment_serving_benchmark
@@ -135,6 +136,13 @@ def segment_step(overrides: Overrides = None) -> None:
     """A training step of a U-Net beside a plain loop with albumentations."""
     settings = config.parse(segment_training_benchmark.StepSettings, {}, overrides or ())
     finish(segment_training_benchmark.run(settings))
+
+
+@app.command()
+def features(overrides: Overrides = None) -> None:
+    """Features of key frames by a pool of actors beside a bare loop."""
+    settings = config.parse(features_benchmark.FeatureSettings, {}, overrides or ())
+    finish(features_benchmark.run(settings))
 
 
 @app.command()

@@ -316,6 +316,13 @@ def predict(
             "in the predictions."
         ),
     ] = None,
+    spacing_mm: Annotated[
+        str | None,
+        typer.Option(
+            help="Of segmentations: height and width of a pixel in mm, such as 0.31,0.31, of files "
+            "that do not state it; a column spacing_mm says it file by file."
+        ),
+    ] = None,
     runtime: RuntimeName = "auto",
     precision: Precision = "auto",
 ) -> None:
@@ -324,7 +331,8 @@ def predict(
     Examples: `cardioray predict runs/ffr/bundles/densenet121 frames/ --out answers.parquet`,
     `cardioray predict runs/ef/bundle Videos/ --out test_predictions.csv --columns echonet`,
     `cardioray predict runs/ef/bundle Videos/ --out answers.csv --systoles-from runs/lv-seg/bundle`,
-    `cardioray predict runs/lv-seg/bundle studies.csv --out answers.csv --dicom seg --dicom sr`
+    `cardioray predict runs/lv-seg/bundle studies.csv --out answers.csv --dicom seg --dicom sr`,
+    `cardioray predict runs/lv-seg/bundle pictures.csv --out answers.csv --spacing-mm 0.31,0.31`
     """
     from cardioray.inference.batch import predict_files
 
@@ -340,6 +348,7 @@ def predict(
         columns=columns,
         dicom=dicom or (),
         systoles_from=systoles_from,
+        spacing_mm=spacing_mm,
     )
     console.print(f"{len(table)} rows in {out}")
 

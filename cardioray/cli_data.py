@@ -120,6 +120,7 @@ def data_check(
             *built.targets,
             splits=built.split,
             decoder=built.decoder,
+            needs_labels=built.learns_from_labels,
             on_progress=advance,
         )
     print_report(report, console)

@@ -121,8 +121,9 @@ def explain(
     method: Annotated[
         str | None,
         typer.Option(
-            help="gradcam, gradcam++ (of pictures the default) or scorecam; of cines gradcam. Of "
-            "segmentations outlines (of a frame), or video (of a cine the default)."
+            help="gradcam, gradcam++ (of pictures the default) or scorecam; of key frames the "
+            "first two, of cines gradcam. Of segmentations outlines (of a frame), or video (of a "
+            "cine the default)."
         ),
     ] = None,
     spacing_mm: Annotated[
@@ -131,6 +132,14 @@ def explain(
             help="Of segmentations: height and width of a pixel in mm, such as 0.31,0.31, where "
             "the file does not state it. Without either, areas are in px."
         ),
+    ] = None,
+    view: Annotated[
+        str | None,
+        typer.Option(help="Of key frames: which one it is, ED, ES or MID, or A4C-ED and so on."),
+    ] = None,
+    frame: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of key frames: which frame of a cine, counted from 0."),
     ] = None,
     out: Annotated[
         str | None,
@@ -146,15 +155,26 @@ def explain(
 
     Examples: `cardioray explain runs/ffr/bundles/densenet121 frame.png --method gradcam++`,
     `cardioray explain runs/lv-seg/bundle a4c.dcm --out a4c.mp4`,
-    `cardioray explain runs/lv-seg/bundle a4c.avi --spacing-mm 0.31,0.31 --out a4c.mp4`
+    `cardioray explain runs/lv-seg/bundle a4c.avi --spacing-mm 0.31,0.31 --out a4c.mp4`,
+    `cardioray explain runs/keyframe-ef/bundle a4c.avi --view A4C-ES --frame 30`
     """
     from cardioray import storage
+    from cardioray.data.nifti import read_source
+    from cardioray.keyframes import KeyframePredictor
     from cardioray.outlines import parse_spacing
     from cardioray.studies import load
 
     spacing = None if spacing_mm is None else parse_spacing(spacing_mm)
     predictor = load(bundle)
-    found = predictor.explain(storage.read_bytes(image), method, spacing_mm=spacing)
+    data = read_source(image)
+    if isinstance(predictor, KeyframePredictor):
+        found = predictor.explain(data, method, spacing_mm=spacing, view=view or "", frame=frame)
+    elif view is not None or frame is not None:
+        raise ValueError(
+            f"Leave out --view and --frame: {predictor.task.name} is not about key frames."
+        )
+    else:
+        found = predictor.explain(data, method, spacing_mm=spacing)
     out = out or f"explanation.{found.media_type.rsplit('/', 1)[-1]}"
     storage.write_bytes(out, found.content)
     console.print(f"Wrote {out}")

@@ -199,15 +199,17 @@ def said_of(sample: DecodedSample) -> tuple[str, str]:
     """View and phase that were said of a frame.
 
     Raises:
-        UnreadableImage: when none were, or a cine was sent as a frame or the other way round.
+        UnreadableImage: when none were, or a cine was sent as a frame or the other way round. One
+            frame that was chosen from a cine is a frame.
     """
     view, phase = parse_view(sample.view)
-    if phase and sample.facts.get("is_cine") == 1:
+    chosen = sample.facts.get("chosen") == 1
+    if phase and sample.facts.get("is_cine") == 1 and not chosen:
         raise UnreadableImage(
             f"The file that was sent as the frame {view}-{phase} is a cine: it has an axis of "
             f"time. Send it as {view}, and both phases are found in it, or choose one frame."
         )
-    if not phase and sample.facts.get("is_cine") == 0:
+    if not phase and (chosen or sample.facts.get("is_cine") == 0):
         raise UnreadableImage(
             f"The file that was sent as the cine {view} is a single frame. Send it as {view}-ED or "
             f"{view}-ES."
@@ -218,7 +220,7 @@ def said_of(sample: DecodedSample) -> tuple[str, str]:
 def refuse_contradictions(
     samples: Sequence[DecodedSample], said: Sequence[tuple[str, str]]
 ) -> None:
-    """Refuse a view that is there twice, and files of several patients."""
+    """Refuse a view that is there twice, and files of several patients or examinations."""
     places: dict[tuple[str, str, str], int] = defaultdict(int)
     for sample, (view, phase) in zip(samples, said, strict=True):
         places[view, phase, "" if phase else sample.frame] += 1
@@ -230,10 +232,28 @@ def refuse_contradictions(
     )
     if both:
         raise UnreadableImage(f"Of {both[0]}, send frames or a cine, not both.")
-    patients = {sample.facts.get("patient", math.nan) for sample in samples}
-    if len({patient for patient in patients if not math.isnan(patient)}) > 1:
+    if _several("patient", samples):
         raise UnreadableImage(
             "The files are of several patients, by their DICOM tags. Send the study of one."
+        )
+    if _several("study", samples):
+        raise UnreadableImage(
+            "The files are of several examinations (Study Instance UID), and volumes of different "
+            "days make no ejection fraction. Send the files of one."
+        )
+
+
+def _several(fact: str, samples: Sequence[DecodedSample]) -> bool:
+    """Whether files that state a fact state different ones."""
+    found = {sample.facts.get(fact, math.nan) for sample in samples}
+    return len({value for value in found if not math.isnan(value)}) > 1
+
+
+def refuse_incomplete(said: Sequence[tuple[str, str]]) -> None:
+    """Refuse a study in which no view has a cine, or a frame at either phase."""
+    if not any({(view, ED), (view, ES)} <= set(said) or (view, "") in said for view in (FOUR, TWO)):
+        raise UnreadableImage(
+            f"No view has both phases, so that there is no ejection fraction. {HOW}"
         )
 
 
@@ -250,7 +270,7 @@ def spacing_of(samples: Sequence[DecodedSample]) -> list[tuple[float, float]]:
                 "The file does not state the size of a pixel, or states 0, so that there are no "
                 "volumes. Say it with spacing_mm, height and width of a pixel, such as 0.31,0.31."
             )
-        view = sample.view[:3].upper()
+        view, _ = parse_view(sample.view)
         first = by_view.setdefault(view, (row, column))
         if any(
             abs(one - other) > _SPACING_DIFFERS * one
@@ -267,6 +287,8 @@ def spacing_of(samples: Sequence[DecodedSample]) -> list[tuple[float, float]]:
 def study_outlines(frames: Sequence[Segmented], method: MethodName) -> StudyOutlines:
     """The phases of a study: as they were said of frames, and as they are found in cines.
 
+    What speaks against a beat is said of it where the study is more than that beat.
+
     Args:
         frames: outlined frames of one study.
         method: how the ejection fraction of a beat is made of its outlines.
@@ -279,6 +301,7 @@ def study_outlines(frames: Sequence[Segmented], method: MethodName) -> StudyOutl
             cavities[frame.view, frame.phase] = frame.cavity
         elif frame.cavity is None and frame.phase:
             doubts.append(f"No cavity was found in {frame.said}.")
+    views = {frame.view for frame in frames}
     for view, cine in cines_of(frames).items():
         measured = [frames[i].cavity for i in cine]
         areas = cavity_pixels([frames[i].labels for i in cine])
@@ -289,11 +312,14 @@ def study_outlines(frames: Sequence[Segmented], method: MethodName) -> StudyOutl
             known = [cavity for cavity in chosen if cavity is not None]
             if known:
                 cavities[view, key] = _mean(known)
-        for ed, es in pairs:
+        for number, (ed, es) in enumerate(pairs, start=1):
             single = {(view, ED): measured[ed], (view, ES): measured[es]}
             own = volumes_of({key: c for key, c in single.items() if c is not None}, method)
             ef = None if own is None else own.ef_percent
             beats.append(OutlinedBeat(view, cine[ed], cine[es], ef))
+            if own is not None and (len(pairs) > 1 or len(views) > 1):
+                at = f"frames {frames[cine[ed]].frame} and {frames[cine[es]].frame}"
+                doubts += [f"{view}, beat {number} ({at}): {doubt}" for doubt in own.doubts]
         lost = int(np.isnan(areas).sum())
         if lost:
             doubts.append(f"{view}: no cavity was found in {lost} of {len(cine)} frames.")
@@ -317,9 +343,56 @@ def _mean(cavities: Sequence[Cavity]) -> Cavity:
     )
 
 
-def described(frame: Segmented, masks: MaskFormat | None, *, contours: bool) -> dict[str, Any]:
-    """One frame in an answer."""
+def used_of_cines(
+    samples: Sequence[DecodedSample], frames: Sequence[Segmented]
+) -> list[dict[str, Any]]:
+    """Per cine, how many frames its file has and how many were used, for an answer.
+
+    Args:
+        samples: the frames of a study.
+        frames: the same, outlined.
+    """
+    return [
+        {
+            "view": view,
+            "frames_in_file": _whole(samples[places[0]].facts.get("source_frames", math.nan)),
+            "frames_used": len(places),
+            "fps": None if math.isnan(frames[places[0]].fps) else frames[places[0]].fps,
+        }
+        for view, places in cines_of(frames).items()
+    ]
+
+
+def cut_doubts(samples: Sequence[DecodedSample], frames: Sequence[Segmented]) -> list[str]:
+    """What is to be said of cines that have more frames than were read; as `used_of_cines`."""
+    doubts = []
+    for view, places in cines_of(frames).items():
+        wanted = samples[places[0]].facts.get("wanted_frames", math.nan)
+        if wanted > len(places):
+            doubts.append(
+                f"{view}: of {wanted:.0f} frames the first {len(places)} were used; beats after "
+                "them count for nothing."
+            )
+    return doubts
+
+
+def _whole(number: float) -> int | None:
+    return None if math.isnan(number) else int(number)
+
+
+def described(
+    frame: Segmented, masks: MaskFormat | None, structures: Sequence[str], *, contours: bool
+) -> dict[str, Any]:
+    """One frame in an answer.
+
+    Args:
+        frame: outlined.
+        masks: give its label map, as PNG or as lengths of runs.
+        structures: those that the network tells apart.
+        contours: give the outline of each.
+    """
     cavity = frame.cavity
+    known = {name: STRUCTURES[name] for name in structures}
     pixel_cm2 = frame.spacing_mm[0] * frame.spacing_mm[1] / 100
     found: dict[str, Any] = {
         "view": frame.view,
@@ -327,7 +400,7 @@ def described(frame: Segmented, masks: MaskFormat | None, *, contours: bool) -> 
         "frame": frame.frame,
         "area_cm2": {
             name: float((frame.labels == number).sum()) * pixel_cm2
-            for name, number in STRUCTURES.items()
+            for name, number in known.items()
         },
         "length_mm": None if cavity is None else cavity.length_mm,
     }
@@ -339,12 +412,12 @@ def described(frame: Segmented, masks: MaskFormat | None, *, contours: bool) -> 
     elif masks == "rle":
         found["mask"] = {
             "size": list(frame.labels.shape),
-            "runs": {name: _runs(frame.labels == number) for name, number in STRUCTURES.items()},
+            "runs": {name: _runs(frame.labels == number) for name, number in known.items()},
         }
     if contours:
         found["contours"] = {
             name: _contour(frame.labels == number, frame.spacing_mm)
-            for name, number in STRUCTURES.items()
+            for name, number in known.items()
         }
     return found
 

@@ -21,13 +21,13 @@ from safetensors.numpy import load as load_arrays
 from safetensors.torch import load as load_tensors
 from torch import nn
 
-from cardioray import storage
 from cardioray.answers import ModelOutputs, binary_answer, number_answer
 from cardioray.bundle import MODEL, Bundle, BundleError
 from cardioray.data.clip import CLIP
 from cardioray.data.decoding import DecodedSample, Decoder, ImageDecoder
 from cardioray.data.frames import MAX_FRAMES
 from cardioray.data.image import UnreadableImage
+from cardioray.data.nifti import read_source
 from cardioray.data.sampling import VALID, one_batch, stacked, windows_of
 from cardioray.data.video_writing import encode_video
 from cardioray.evaluation.operating_point import (
@@ -193,7 +193,15 @@ class Predictor:
             ValueError: when there are not as many views as items, or the task is not about cines.
         """
         samples = self.read(items, views)
+        self.check(samples)
         return self.answer(samples, self.infer(samples))
+
+    def check(self, samples: Sequence[DecodedSample]) -> None:
+        """Refuse, before the network runs, a study that no answer can be given for; nothing here.
+
+        Raises:
+            UnreadableImage: says why.
+        """
 
     def read(
         self, items: Item | Sequence[Item], views: Sequence[str] | None = None
@@ -386,11 +394,14 @@ class Predictor:
             ValueError: as of `explanation`, and for the size of a pixel where nothing is measured.
             UnreadableImage: when the file cannot be read.
         """
+        self._refuse_spacing(spacing_mm)
+        return self.explanation(self.decode(data)[0], method)
+
+    def _refuse_spacing(self, spacing_mm: tuple[float, float] | None) -> None:
         if spacing_mm is not None:
             raise ValueError(
                 f"Leave out the size of a pixel: {self.task.name} measures nothing in the file."
             )
-        return self.explanation(self.decode(data)[0], method)
 
     def _cine_overlay(self, sample: DecodedSample, method: str, task: VideoTask) -> Overlay:
         from cardioray.explain.clip_cam import ClipExplainer, assemble, overlay_frames
@@ -474,8 +485,7 @@ class Predictor:
     def _decode_item(self, item: Item) -> list[DecodedSample]:
         if isinstance(item, np.ndarray):
             return [self.decoder.from_array(item)]
-        data = item if isinstance(item, bytes) else storage.read_bytes(str(item))
-        return self.decode(data)
+        return self.decode(item if isinstance(item, bytes) else read_source(str(item)))
 
     def _run(
         self, arrays: tuple[NDArray[np.uint8], ...]

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset
 
-from cardioray import storage
 from cardioray.answers import ModelOutputs, number_answer
 from cardioray.clinical.beats import phases_of
 from cardioray.clinical.volumes import Volumes, volumes_of
 from cardioray.data.decoding import DecodedSample
 from cardioray.data.frames import UnreadableImage
+from cardioray.data.nifti import read_source
 from cardioray.data.video_writing import encode_video
 from cardioray.dicom_results.objects import (
     NOT_CLINICAL,
@@ -41,20 +41,23 @@ from cardioray.outlines import (
     Segmented,
     StudyOutlines,
     cavity_pixels,
+    cut_doubts,
     described,
     outlined,
     parse_view,
     refuse_contradictions,
+    refuse_incomplete,
     said_of,
     shown_as,
     spacing_of,
     study_outlines,
     tidied_map,
+    used_of_cines,
     with_spacing,
 )
 from cardioray.predictor import PLAYED_FPS, Item, Overlay, Predictor
 from cardioray.tasks.lv_seg import LvSegTask
-from cardioray.tasks.outline_tables import cavity_of, pixel_doubts
+from cardioray.tasks.outline_tables import CALIBRATION_VIEWS, cavity_of, pixel_doubts, view_doubts
 
 OUTLINES, VIDEO = "outlines", "video"
 
@@ -104,7 +107,7 @@ class SegmentPredictor(Predictor):
         if dicom:
             require_highdicom()
         listed = [items] if isinstance(items, bytes | str | Path | np.ndarray) else list(items)
-        contents = [storage.read_bytes(str(i)) if isinstance(i, str | Path) else i for i in listed]
+        contents = [read_source(str(i)) if isinstance(i, str | Path) else i for i in listed]
         samples = self.read(contents, views)
         sources = None
         if dicom:
@@ -115,6 +118,7 @@ class SegmentPredictor(Predictor):
             sources = read_sources(files)
         if spacing_mm is not None:
             samples = [with_spacing(sample, spacing_mm) for sample in samples]
+        self.check(samples)
         return self.answer(
             samples,
             self.infer(samples),
@@ -124,6 +128,27 @@ class SegmentPredictor(Predictor):
             dicom=dicom,
             sources=sources,
         )
+
+    def check(self, samples: Sequence[DecodedSample]) -> None:
+        """Refuse, before the network runs, frames that no answer can be given for.
+
+        Raises:
+            UnreadableImage: when views and phases are missing or contradict each other, the size
+                of a pixel is not known or differs within a view, the files are of several patients
+                or examinations, or no view has both phases.
+        """
+        if not samples:
+            return  # which `infer` refuses
+        said, _ = self._said(samples)
+        refuse_incomplete(said)
+
+    def _said(
+        self, samples: Sequence[DecodedSample]
+    ) -> tuple[list[tuple[str, str]], list[tuple[float, float]]]:
+        """View and phase, and the size of a pixel, of every frame of a study that fits together."""
+        said = [said_of(sample) for sample in samples]
+        refuse_contradictions(samples, said)
+        return said, spacing_of(samples)
 
     def overlay(self, sample: DecodedSample, method: str | None = None) -> Overlay:
         """A frame with its outlines, as PNG; there is no heat map of a segmentation.
@@ -210,8 +235,8 @@ class SegmentPredictor(Predictor):
             sources: for these, the headers of the files by what they show; see `read_sources`.
 
         Raises:
-            UnreadableImage: when views and phases are missing or contradict each other, the size
-                of a pixel is not known, no volume can be made, or there is no cine for a video.
+            UnreadableImage: as of `check`; when no volume can be made, or there is no cine for a
+                video.
         """
         assert len(samples) == len(outputs)
         study = self.outline(samples, outputs)
@@ -232,14 +257,20 @@ class SegmentPredictor(Predictor):
                 }
                 for beat in study.beats
             ],
-            "outlines": [described(frame, masks, contours=contours) for frame in study.frames],
+            "cines": used_of_cines(samples, study.frames),
+            "outlines": [
+                described(frame, masks, self.task.settings.structures, contours=contours)
+                for frame in study.frames
+            ],
             "model": self.bundle.name,
             "bundle": self.bundle.identity,
             "frames": len(samples),
             "warnings": [
                 *self.bundle.metadata["warnings"],
                 *volumes.doubts,
+                *view_doubts(self.bundle.metadata.get(CALIBRATION_VIEWS, {}), volumes.views),
                 *pixel_doubts([f.view for f in study.frames], [f.spacing_mm for f in study.frames]),
+                *cut_doubts(samples, study.frames),
                 *study.doubts,
                 *self.gate_warnings(samples, outputs),
             ],
@@ -256,12 +287,9 @@ class SegmentPredictor(Predictor):
         """The label map of every frame, and what is measured of them.
 
         Raises:
-            UnreadableImage: when views and phases are missing or contradict each other, pixel
-                sizes differ, or a pixel has no size.
+            UnreadableImage: as of `check`, but for phases that are missing.
         """
-        shown = [said_of(sample) for sample in samples]
-        refuse_contradictions(samples, shown)
-        spacing = spacing_of(samples)
+        shown, spacing = self._said(samples)
         frames = [
             Segmented(
                 view=view,

@@ -23,11 +23,12 @@ from cardioray.data.decoding import DecodedSample
 from cardioray.data.image import UnreadableImage
 from cardioray.evaluation.operating_point import BinaryOperatingPoint, RegressionOperatingPoint
 from cardioray.evaluation.predictions import views_side_by_side
-from cardioray.keyframes import HEADS, KeyframePredictor
+from cardioray.keyframes import HEADS, HeadsPredictor, KeyframePredictor
 from cardioray.model_store import bundle_place
 from cardioray.predictor import Overlay, Predictor, read_operating_points, task_of
 from cardioray.segments import SegmentPredictor
 from cardioray.systoles import OutlinedBeatsPredictor
+from cardioray.tasks.keyframe_ef import KeyframeEfTask
 from cardioray.tasks.lv_seg import LvSegTask
 
 FUSION = "fusion.json"
@@ -351,9 +352,9 @@ def open_predictor(
     if bundle.members:
         return StudyPredictor(bundle, **options)
     if (bundle.path / HEADS).is_file():
-        return KeyframePredictor(bundle, **options)
-    kind = SegmentPredictor if bundle.task == LvSegTask.name else Predictor
-    return kind(bundle, **options)
+        return HeadsPredictor(bundle, **options)
+    kinds = {LvSegTask.name: SegmentPredictor, KeyframeEfTask.name: KeyframePredictor}
+    return kinds.get(bundle.task, Predictor)(bundle, **options)
 
 
 def load(path: str | Path, *, systoles_from: str | Path | None = None, **options: Any) -> Predictor:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cardioray.data.camus import is_camus, read_camus
+from cardioray.data.segment import REFERENCE, SegmentDecoder, SegmentPreprocess
 
 
 def write(folder: Path, *names: str) -> None:
@@ -84,6 +85,64 @@ def test_phases_without_a_file_are_found_in_the_cine(tmp_path: Path) -> None:
     assert manifest.table["view"].tolist() == ["A4C", "A4C"]
     assert manifest.table["frame"].tolist() == ["11", "0"]
     assert any("not both phases of both views" in text for text in manifest.warnings)
+
+
+def cine(frames: int = 12) -> np.ndarray:
+    """A cine whose frames are all different, (T, H, W)."""
+    return np.random.default_rng(0).integers(0, 200, (frames, 40, 36)).astype(np.uint8)
+
+
+def outlines(frames: int = 12) -> np.ndarray:
+    """A label map for each of them, the cavity one row deeper in every frame."""
+    maps = np.zeros((frames, 40, 36), np.uint8)
+    for number in range(frames):
+        maps[number, 5 : 12 + number, 8:20] = 1
+    return maps
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [(), ("ED", "ES"), ("ED_gt", "ES_gt"), ("ED", "ES_gt"), ("ED", "ES", "half_sequence_gt")],
+)
+@pytest.mark.parametrize("axes", [2, 3])
+def test_pictures_and_label_maps_are_found_wherever_they_are(
+    tmp_path: Path, missing: tuple[str, ...], axes: int
+) -> None:
+    frames, maps = cine(), outlines()
+    folder = tmp_path / "patient0004"
+    folder.mkdir()
+    numbers = {"ED": 1, "ES": 9}  # counted from 1
+    for name, pixels in (("", frames), ("_gt", maps)):
+        files = {f"{phase}{name}": pixels[n - 1] for phase, n in numbers.items()}
+        if axes == 3:
+            files = {key: one[None] for key, one in files.items()}
+        for what, array in {**files, f"half_sequence{name}": pixels}.items():
+            if what not in missing:
+                image = nibabel.Nifti1Image(array.T, np.eye(4))
+                (folder / f"patient0004_4CH_{what}.nii.gz").write_bytes(image.to_bytes())
+    (folder / "Info_4CH.cfg").write_text("ED: 1\nES: 9\nEF: 51\n")
+    manifest = read_camus(str(tmp_path))
+    decoder = SegmentDecoder(preprocess=SegmentPreprocess(image_size=32))
+    assert manifest.table["phase"].tolist() == ["ED", "ES"]
+    for place, number in enumerate(numbers.values()):
+        picture, mask = (Path(each[place]) for each in (manifest.paths, manifest.masks))
+        [sample] = decoder.decode_labelled(
+            picture.read_bytes(), mask.read_bytes(), manifest.table["frame"].iloc[place] or None
+        )
+        assert np.array_equal(sample.picture, frames[number - 1])
+        assert np.array_equal(sample.arrays[REFERENCE], maps[number - 1])
+        assert sample.facts["is_cine"] == 0 or sample.facts["chosen"] == 1
+
+
+def test_a_label_map_in_a_cine_needs_the_number_of_its_frame(tmp_path: Path) -> None:
+    write(
+        tmp_path / "patient0003",
+        "patient0003_4CH_ED.nii.gz",
+        "patient0003_4CH_half_sequence_gt.nii.gz",
+    )
+    manifest = read_camus(str(tmp_path))
+    assert manifest.table["mask"].tolist() == [""]
+    assert manifest.table["frame"].tolist() == [""]
 
 
 def test_what_is_missing_or_torn_is_said(tmp_path: Path) -> None:

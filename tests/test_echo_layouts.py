@@ -11,6 +11,7 @@ import pytest
 
 from cardioray.data.check import check_manifest
 from cardioray.data.echo_layouts import read_echo_manifest, read_tracings, traced_area
+from cardioray.data.segment_layouts import read_segment_manifest
 from cardioray.data.video_writing import encode_video
 from cardioray.targets import BinaryTarget
 from cardioray.tasks import make_task
@@ -115,6 +116,15 @@ def test_tracings_tell_diastole_from_systole(tmp_path: Path) -> None:
     broken.to_csv(folder / "VolumeTracings.csv", index=False)
     with pytest.raises(ValueError, match="row 1: x2='three' is no number"):
         read_tracings(str(folder / "VolumeTracings.csv"))
+
+
+def test_tracings_of_other_videos_outline_none(tmp_path: Path) -> None:
+    folder = write_echonet(tmp_path, count=3)
+    lines = [("OTHER.avi", 40, y, 60, y, frame) for frame in (3, 9) for y in range(25, 90, 10)]
+    columns = ["FileName", "X1", "Y1", "X2", "Y2", "Frame"]
+    pd.DataFrame(lines, columns=columns).to_csv(folder / "VolumeTracings.csv", index=False)
+    with pytest.raises(ValueError, match="traces two frames of none of the 3 videos"):
+        read_segment_manifest(str(folder), [EF_TARGET])
 
 
 def square(name: str, frame: int, side: float) -> list[tuple[Any, ...]]:

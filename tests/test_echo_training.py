@@ -11,6 +11,7 @@ import pytest
 import tiny_training as tiny
 import torch
 from rich.console import Console
+from tiny_bundles import run_example
 
 import cardioray
 from cardioray.bundle import Bundle
@@ -173,6 +174,11 @@ def test_a_bundle_answers_about_a_video(bundle: Bundle, echoes: Path) -> None:
     state = predictor.model.state_dict()
     assert state["mean"].item() > 1
     assert torch.isfinite(state["heads.ef.bias"]).all()
+
+
+def test_the_example_of_its_card_runs(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "cine.avi").write_bytes(encode_video(heart(50, 20, 1), 25.0))
+    assert run_example(bundle.path, tmp_path)["ef"]["unit"] == "%"
 
 
 def test_a_long_cine_is_answered_by_bounded_windows_and_the_answer_says_so(bundle: Bundle) -> None:

@@ -12,7 +12,6 @@ from cardioray.clinical.ensemble import (
     CRITERIA,
     EnsembleWeights,
     SdCalibration,
-    calibrate_sds_out_of_fold,
     fit_ensemble,
     fit_sd_calibration,
 )
@@ -40,15 +39,11 @@ def probabilities(count: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarr
 
 def fit(criterion: str, shrinkage: float = 0.0, drop: float = 0.0) -> EnsembleWeights:
     rng = np.random.default_rng(3)
-    if criterion == "log_loss":
-        labels, values = probabilities()
-        sds = None
-    else:
-        labels, values, sds = studies()
+    labels, values = probabilities() if criterion == "log_loss" else studies()[:2]
     missing = rng.random(values.shape) < drop
     missing[:, 0] &= ~missing.all(axis=1)
     values = np.where(missing, np.nan, values)
-    return fit_ensemble(criterion, NAMES, values, labels, sds=sds, shrinkage=shrinkage)  # type: ignore[arg-type]
+    return fit_ensemble(criterion, NAMES, values, labels, shrinkage=shrinkage)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.3])
@@ -71,18 +66,13 @@ def test_least_squares_weights_are_those_of_nnls() -> None:
     np.testing.assert_allclose(found.weights, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("criterion", ["log_density", "log_loss"])
-def test_no_other_weights_are_better(criterion: str) -> None:
-    found = np.array(fit(criterion).weights)
+def test_no_other_weights_are_better() -> None:
+    found = np.array(fit("log_loss").weights)
+    labels, values = probabilities()
 
     def loss(weights: np.ndarray) -> float:
-        if criterion == "log_loss":
-            labels, values = probabilities()
-            p = values @ weights
-            return float(-np.log(np.where(labels == 1, p, 1 - p)).mean())
-        labels, values, sds = studies()
-        density = np.exp(-0.5 * ((labels[:, None] - values) / sds) ** 2) / sds
-        return float(-np.log(density @ weights).mean())
+        p = values @ weights
+        return float(-np.log(np.where(labels == 1, p, 1 - p)).mean())
 
     others = np.random.default_rng(0).dirichlet(np.ones(3), 300)
     near = 0.98 * found + 0.02 * others
@@ -108,12 +98,12 @@ def test_few_studies_draw_weights_to_equal_ones() -> None:
 
 
 def test_order_of_studies_and_members_does_not_matter() -> None:
-    labels, values, sds = studies(50)
-    found = fit_ensemble("log_density", NAMES, values, labels, sds=sds)
+    labels, values, _ = studies(50)
+    found = fit_ensemble("squared_error", NAMES, values, labels)
     order = np.random.default_rng(0).permutation(50)
-    again = fit_ensemble("log_density", NAMES, values[order], labels[order], sds=sds[order])
+    again = fit_ensemble("squared_error", NAMES, values[order], labels[order])
     np.testing.assert_allclose(again.weights, found.weights, atol=1e-5)
-    turned = fit_ensemble("log_density", NAMES[::-1], values[:, ::-1], labels, sds=sds[:, ::-1])
+    turned = fit_ensemble("squared_error", NAMES[::-1], values[:, ::-1], labels)
     np.testing.assert_allclose(turned.weights[::-1], found.weights, atol=1e-5)
 
 
@@ -156,10 +146,6 @@ def test_wrong_ensembles_are_refused() -> None:
         EnsembleWeights(members=("a", "a"), weights=(0.5, 0.5))
     with pytest.raises(ValueError, match="squared_error"):
         fit_ensemble("mse", NAMES, values, labels)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="needs the members' standard deviations"):
-        fit_ensemble("log_density", NAMES, values, labels)
-    with pytest.raises(ValueError, match="above 0"):
-        fit_ensemble("log_density", NAMES, values, labels, sds=0 * sds)
     absent = values.copy()
     absent[:, 1] = np.nan
     with pytest.raises(ValueError, match="the member es_gp"):
@@ -200,21 +186,14 @@ def test_a_floor_is_what_the_smallest_spread_counts_as() -> None:
     labels, means = np.array([1.0, 2.0, 3.0, 4.0]), np.array([2.0, 1.0, 4.0, 3.0])
     found = fit_sd_calibration(labels, means, [0.0, 1.0, 2.0, 2.0], floor=1.0)
     np.testing.assert_allclose(
-        found.apply([0.0, 0.5, 1.0, 2.0]), found.factor * np.array([1, 1, 1, 2])
+        found.apply([0.0, 0.5, 1.0, 2.0]),
+        np.maximum(found.factor * np.array([1, 1, 1, 2]), 1.0),
     )
     assert found.factor == pytest.approx(np.sqrt((1 + 1 + 0.25 + 0.25) / 4))
-
-
-def test_a_patient_has_no_part_in_their_own_factor() -> None:
-    labels, values, sds = studies(30)
-    patients = [f"p{number // 2}" for number in range(30)]
-    before = calibrate_sds_out_of_fold(labels, values[:, 0], sds[:, 0], patients)
-    changed = labels.copy()
-    changed[:2] += 100
-    after = calibrate_sds_out_of_fold(changed, values[:, 0], sds[:, 0], patients)
-    np.testing.assert_array_equal(after[:2], before[:2])
-    assert (after[2:] >= before[2:]).all()
-    assert not np.allclose(after, before)
+    # Nor does scaling go below it.
+    near = fit_sd_calibration(labels, labels + 0.1, [1.0, 1.0, 2.0, 2.0], floor=1.0)
+    assert near.factor < 1
+    assert near.apply([1.0, 0.2]).tolist() == [1.0, 1.0]
 
 
 def test_what_cannot_be_calibrated_is_refused() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny_training as tiny
 import torch
-from tiny_bundles import tiny_source
+from PIL import Image
+from tiny_bundles import run_example, tiny_source
 
 import cardioray
 from cardioray.data.pipeline import PrepareConfig, prepare
@@ -47,6 +49,8 @@ def test_an_export_that_computes_something_else_is_left_out(
     assert "is not in this bundle" in (bundle.path / "README.md").read_text()
     predictor = cardioray.load(bundle.path, precision="fp32")
     assert predictor.runtime == "torch"
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / "frame.png")
+    assert run_example(bundle.path, tmp_path)["frames"] == 1
 
 
 @pytest.mark.parametrize("folds", [2, 0])

@@ -90,3 +90,12 @@ def test_shares_of_heat_add_up() -> None:
     assert 0 < found["mitral_plane"] < 0.5
     nothing = heat_shares(np.zeros((8, 8), np.float32), labels, {"cavity": 1}, None)
     assert np.isnan(nothing["cavity"])
+
+
+def test_what_a_label_map_lacks_has_no_share() -> None:
+    labels = np.zeros((40, 40), np.uint8)
+    labels[:20] = 1  # a cavity that nobody has outlined the wall of
+    found = heat_shares(np.ones((8, 8), np.float32), labels, {"cavity": 1, "wall": 2}, None)
+    assert found["cavity"] == pytest.approx(0.5, abs=0.05)
+    assert np.isnan(found["wall"])
+    assert np.isnan(found["elsewhere"])  # the wall is there

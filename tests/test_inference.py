@@ -22,14 +22,18 @@ from cardioray.data.clip import CLIP
 from cardioray.data.decoding import DecodedSample
 from cardioray.data.pipeline import prepare
 from cardioray.data.splits import assign_splits
-from cardioray.inference.batch import FILES_PER_PART, find_studies, predict_files
+from cardioray.inference.batch import (
+    FILES_PER_PART,
+    find_studies,
+    predict_files,
+    side_by_side,
+)
 from cardioray.inference.columns import as_csv, video_rows
 from cardioray.inference.evaluate import evaluate_bundle, evaluate_table
 from cardioray.phantoms.angiogram import PRESETS, write_angiograms
 from cardioray.studies import load
 from cardioray.tasks import make_task
 from cardioray.tasks.base import encode_labels
-from cardioray.tasks.ffr import FFR_TARGET
 from cardioray.training.description import BundleSource
 from cardioray.training.export import write_bundle
 from cardioray.training.run import make_plan
@@ -48,6 +52,7 @@ SETTINGS = [
     "operating.calibration=none",
 ]
 QUIET = Console(quiet=True)
+FFR = make_task("ffr")
 
 
 @dataclass(frozen=True)
@@ -371,9 +376,22 @@ class TestColumns:
         assert lines == ["a.avi,0,0.25", "a.avi,1,0.75", "b.avi,0,0.5"]
 
 
+def test_a_batch_is_full_of_frames_whoever_they_are_of() -> None:
+    def sizes(counts: list[int]) -> list[int]:
+        slices = list(side_by_side(counts))
+        assert [i for part in slices for i in range(len(counts))[part]] == list(range(len(counts)))
+        return [sum(counts[part]) for part in slices]
+
+    assert sizes([1] * 70) == [32, 32, 6]
+    assert sizes([100] * 32) == [100] * 32
+    assert sizes([4] * 10) == [32, 8]
+    assert sizes([0, 0]) == [0]
+    assert sizes([]) == []
+
+
 class TestFindStudies:
     def found(self, *paths: Path, pattern: str | None = None) -> dict[str, list[str]]:
-        studies = find_studies([str(p) for p in paths], pattern, [FFR_TARGET], "/nowhere/out.csv")
+        studies = find_studies([str(p) for p in paths], pattern, FFR, "/nowhere/out.csv")
         return {s.study_id: [Path(f.path).name for f in s.files] for s in studies}
 
     @pytest.fixture
@@ -402,16 +420,61 @@ class TestFindStudies:
     def test_a_table_says_views_and_splits(self, folder: Path) -> None:
         table = folder / "new.csv"
         table.write_text("source,View,Split\na_0.png,A4C,VAL\nb_0.png,,\n")
-        studies = find_studies([str(table)], None, [FFR_TARGET], "/nowhere/out.csv")
+        studies = find_studies([str(table)], None, FFR, "/nowhere/out.csv")
         files = [file for study in studies for file in study.files]
         assert [(f.view, f.split) for f in files] == [("A4C", "VAL"), ("", "")]
+
+    def test_the_size_of_a_pixel_is_said_for_all_files_or_file_by_file(self, folder: Path) -> None:
+        table = folder / "new.csv"
+        table.write_text('source,spacing_mm\na_0.png,"0.31,0.4"\nb_0.png,0.3\nb_1.png,\n')
+
+        def found(task: str, said: str | None) -> list[str]:
+            studies = find_studies([str(table)], None, make_task(task), "/nowhere/out.csv", said)
+            return [file.spacing_mm for study in studies for file in study.files]
+
+        assert found("lv-seg", None) == ["0.31,0.4", "0.3,0.3", ""]
+        assert found("lv-seg", "0.5,0.6") == ["0.31,0.4", "0.3,0.3", "0.5,0.6"]
+        assert found("echo-ef", None) == ["", "", ""]
+        with pytest.raises(ValueError, match="Leave out --spacing-mm: ffr measures nothing"):
+            found("ffr", "0.5")
+        with pytest.raises(ValueError, match="two numbers above 0"):
+            found("lv-seg", "0")
+        table.write_text("source,spacing_mm\na_0.png,\nb_0.png,-1\n")
+        with pytest.raises(ValueError, match=r"new\.csv, row 2: spacing_mm is"):
+            found("lv-seg", None)
+
+    def test_a_table_of_key_frames_stands_for_its_frames(
+        self, folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        table = folder / "keyframes.csv"
+        rows = ["source,view,patient_id,ed_frame,es_frame,mid_frame"]
+        rows += ["a_0.png,A4C,p,12,4,", "b_0.png,,p,0,9,3", "b_1.png,A4C,p,,7,"]
+        table.write_text("\n".join(rows))
+        studies = find_studies([str(table)], None, make_task("keyframe-ef"), "/nowhere/out.csv")
+        found = {
+            study.study_id: [(Path(f.path).name, f.frames, f.view) for f in study.files]
+            for study in studies
+        }
+        # A cine is a study of its own, as in training, whatever else there is of the patient.
+        assert found == {
+            "a_0.png": [
+                ("a_0.png", "12", "A4C-ED"),
+                ("a_0.png", "4", "A4C-ES"),
+                ("a_0.png", "8", "A4C-MID"),
+            ],
+            "b_0.png": [("b_0.png", "0", "ED"), ("b_0.png", "9", "ES"), ("b_0.png", "3", "MID")],
+        }
+        assert "1 cine(s) without key frames are left out" in caplog.text
+        # Another task answers about the cines themselves.
+        studies = find_studies([str(table)], None, make_task("lv-seg"), "/nowhere/out.csv")
+        assert [file.frames for study in studies for file in study.files] == ["", "", ""]
 
     def test_what_an_earlier_run_left_beside_its_input_is_no_input(self, folder: Path) -> None:
         out = folder / "out.csv"
         parts = folder / "out.csv.parts"
         parts.mkdir()
         (parts / "complete.json").write_text("{}")
-        studies = find_studies([str(folder)], None, [FFR_TARGET], str(out))
+        studies = find_studies([str(folder)], None, FFR, str(out))
         assert len(studies) == 3
 
     @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
 from ray import serve
 from rich.console import Console
+from tiny_bundles import run_example
+from tiny_dicom import echo_dicom
 
 import cardioray
 from cardioray.bundle import open_bundle
@@ -35,6 +37,7 @@ from cardioray.data.pipeline import prepare
 from cardioray.data.video_writing import encode_video
 from cardioray.evaluation.metrics import regression_metrics
 from cardioray.evaluation.segmentation import unpack_labels
+from cardioray.inference.batch import predict_files
 from cardioray.inference.evaluate import evaluate_bundle
 from cardioray.machine import free_port
 from cardioray.segments import SegmentPredictor
@@ -102,7 +105,11 @@ class TestBundle:
         assert test["dice_cavity"].mean() > 0.85
         assert test["hd95_mm_cavity"].between(0, 20).all()
         predictions = pd.read_parquet(bundle.path / "predictions.parquet")
-        assert set(predictions["head"]) == {"ef", "ef_of_reference"}
+        # No file states volumes: they are judged by those of the reference outlines.
+        assert set(predictions["head"]) == {"ef", "ef_of_reference", "edv", "esv"}
+        assert set(bundle.json("metrics.json")["targets"]) == {"ef", "edv", "esv"}
+        calibrated = bundle.metadata["calibration_views"]
+        assert set(calibrated) == {"A4C+A2C"}
         own = predictions[(predictions["head"] == "ef") & (predictions["split"] == "test")]
         assert own["study_id"].is_unique
         assert regression_metrics(own["label"], own["score"]).mae < 8
@@ -254,6 +261,21 @@ class TestAnswers:
         files, _ = patient()
         answer = predictor.predict(files[:2], views=["4CH ED", "4ch_es"])
         assert answer["volumes"]["views"] == ["A4C"]
+        [told] = [text for text in answer["warnings"] if text.startswith("Calibration and")]
+        assert "fitted on studies measured in A4C and A2C" in told
+        assert "this one is measured in A4C, and" in told
+        whole = predictor.predict(files, views=VIEWS)
+        assert not any(text.startswith("Calibration and") for text in whole["warnings"])
+        for name in ("edv", "esv"):
+            assert whole[name]["unit"] == "ml"
+            assert whole[name]["uncalibrated"] == whole["volumes"][f"{name}_ml"]
+
+    def test_the_example_of_the_card_runs(self, trained: Any, tmp_path: Path) -> None:
+        for name, first in (("a4c", 0), ("a2c", 4)):
+            frames = tiny_outlines.beating(20, first=first)
+            (tmp_path / f"{name}.dcm").write_bytes(echo_dicom(frames))
+        answer = run_example(trained[1].path, tmp_path)
+        assert answer["volumes"]["views"] == ["A4C", "A2C"]
 
     def test_phases_of_a_cine_are_found_beat_by_beat(self, predictor: SegmentPredictor) -> None:
         frames, ef = cine()
@@ -263,6 +285,22 @@ class TestAnswers:
         assert beat["ed_frame"] % 20 in (18, 19, 0, 1, 2)
         assert beat["es_frame"] % 20 in (8, 9, 10, 11, 12)
         assert any("how many frames a second" in text for text in answer["warnings"])
+        assert answer["cines"] == [
+            {"view": "A4C", "frames_in_file": 40, "frames_used": 40, "fps": None}
+        ]
+
+    def test_frames_of_a_cine_are_named_in_a_table(self, trained: Any, tmp_path: Path) -> None:
+        frames, ef = cine()
+        (tmp_path / "a4c.nii.gz").write_bytes(tiny.nifti(frames))
+        (tmp_path / "studies.csv").write_text(
+            "study_id,source,view,phase,frame\none,a4c.nii.gz,A4C,ED,0\none,a4c.nii.gz,A4C,ES,10\n"
+        )
+        out = str(tmp_path / "answers.csv")
+        quiet = Console(quiet=True)
+        table = predict_files(trained[1].place, [str(tmp_path / "studies.csv")], out, console=quiet)
+        [row] = table.to_dict("records")
+        assert row["frames"] == 2
+        assert row["ef_uncalibrated"] == pytest.approx(ef, abs=12)
 
     def test_a_picture_without_a_pixel_size_needs_one(self, predictor: SegmentPredictor) -> None:
         files, _ = patient()
@@ -288,15 +326,34 @@ class TestAnswers:
             (["A4C-ED", "PLAX-ES"], "'PLAX-ES' is none of these"),
             (["A4C-ED", "A4C-ED"], "Several files were sent as A4C-ED"),
             (["A4C-ED", "A4C"], "sent as the cine A4C is a single frame"),
-            (["A4C-ED", "A2C-ES"], "No view has an outline"),
+            (["A4C-ED", "A2C-ES"], "No view has both phases"),
         ],
     )
-    def test_views_that_make_no_study_are_refused(
-        self, predictor: SegmentPredictor, views: list[str] | None, reason: str
+    def test_views_that_make_no_study_are_refused_before_the_network_runs(
+        self, trained: Any, views: list[str] | None, reason: str
     ) -> None:
         files, _ = patient()
+        without = cardioray.load(trained[1].place, network=False)
         with pytest.raises(UnreadableImage, match=reason):
-            predictor.predict(files[:2], views=views)
+            without.predict(files[:2], views=views)
+
+    def test_a_header_with_its_pixels_beside_it(
+        self, predictor: SegmentPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        files, _ = patient()
+        for name, data in zip(("ed", "es"), files, strict=False):
+            picture = predictor.decode(data)[0].picture
+            (tmp_path / f"{name}.raw").write_bytes(picture.tobytes())
+            size, pixel = ("{1} {0} 1".format(*each) for each in (tiny.SHAPE, tiny.SPACING))
+            (tmp_path / f"{name}.mhd").write_text(
+                f"NDims = 3\nDimSize = {size}\nElementSpacing = {pixel}\n"
+                f"ElementType = MET_UCHAR\nElementDataFile = {name}.raw\n"
+            )
+        expected = predictor.predict(files[:2], views=VIEWS[:2])
+        paths = [tmp_path / "ed.mhd", tmp_path / "es.mhd"]
+        assert predictor.predict(paths, views=VIEWS[:2])["ef"] == expected["ef"]
+        monkeypatch.chdir(tmp_path)
+        assert predictor.predict(["ed.mhd", "es.mhd"], views=VIEWS[:2])["ef"] == expected["ef"]
 
     def test_a_cine_is_no_frame_and_a_label_map_no_picture(
         self, predictor: SegmentPredictor
@@ -389,6 +446,23 @@ class TestServed:
         refused = httpx.post(url, files={"a4c_ed": tiny.nifti(frames)}, timeout=60)
         assert refused.status_code == 422
         assert "axis of time" in refused.json()["detail"]
+
+    def test_one_frame_of_a_cine_is_taken_as_a_frame(self, url: str) -> None:
+        frames, ef = cine()
+        sent = {"a4c_ed": tiny.nifti(frames), "a4c_es": tiny.nifti(np.roll(frames, -10, axis=0))}
+        response = httpx.post(url, files=sent, params={"frame": "0"}, timeout=60)
+        assert response.status_code == 200, response.text
+        assert response.json()["ef"]["uncalibrated"] == pytest.approx(ef, abs=12)
+        assert response.json()["cines"] == []
+
+    def test_a_cine_that_is_cut_says_so(self, url: str) -> None:
+        frames, _ = cine(4, 20)
+        response = httpx.post(url, files={"a4c": tiny.nifti(frames)}, timeout=60)
+        assert response.status_code == 200, response.text
+        answer = response.json()
+        [used] = answer["cines"]
+        assert (used["frames_in_file"], used["frames_used"]) == (80, 60)
+        assert any("of 80 frames the first 60 were used" in text for text in answer["warnings"])
 
     def test_a_video_has_beats_and_needs_the_size_of_a_pixel(self, url: str) -> None:
         frames, ef = cine(3, 16)

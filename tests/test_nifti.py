@@ -66,7 +66,6 @@ def test_rows_are_depths_and_columns_are_lateral(version: int, packed: bool, kin
         volume = read_volume(data)
         assert volume.frames.dtype == kind
         assert np.array_equal(volume.frames, frames[: len(volume.frames)])
-        assert volume.has_time == (expected.ndim == 3)
         # The first axis of the file is the lateral one.
         assert volume.spacing_mm == pytest.approx((0.5, 0.3))
 
@@ -78,7 +77,6 @@ def test_axes_of_one_element_are_no_frames(shape: tuple[int, ...], frames: int) 
     array = picture(*shape)
     volume = read_volume(nifti(array.T))
     assert volume.frames.shape == (frames, 4, 5)
-    assert volume.has_time
 
 
 @pytest.mark.parametrize(
@@ -96,6 +94,37 @@ def test_the_size_of_a_pixel_is_in_mm(
 ) -> None:
     found = read_volume(nifti(picture(5, 4), zooms, unit=unit)).spacing_mm
     assert found == (None if spacing is None else pytest.approx(spacing))
+
+
+@pytest.mark.parametrize(
+    ("units", "step", "fps"),
+    [
+        (("mm", "sec"), 0.02, 50.0),
+        (("mm", "msec"), 25.0, 40.0),
+        (("mm", "usec"), 12_500.0, 80.0),
+        (("mm", "unknown"), 0.02, None),
+        (("mm", "hz"), 0.02, None),
+        # What writers leave that know no time.
+        (("mm", "sec"), 1.0, None),
+        (("mm", "msec"), 1.0, None),
+        (("mm", "sec"), 0.0, None),
+        (("mm", "sec"), np.nan, None),
+    ],
+)
+@pytest.mark.parametrize("axes", [3, 4])
+def test_a_cine_says_its_rate_in_a_unit_of_time(
+    units: tuple[str, str], step: float, fps: float | None, axes: int
+) -> None:
+    frames = picture(7, 5, 4)
+    array = frames.T if axes == 3 else frames.T[:, :, None]
+    image = nibabel.Nifti1Image(array, np.eye(4))
+    image.header.set_xyzt_units(*units)
+    image.header["pixdim"][4] = step
+    found = read_volume(image.to_bytes())
+    assert np.array_equal(found.frames, frames)
+    assert found.fps == (None if fps is None else pytest.approx(fps))
+    assert read_volume(nifti(frames)).fps is None
+    assert read_volume(metaimage(frames, "MET_UCHAR")).fps is None
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -131,6 +160,15 @@ def test_a_header_brings_the_pixels_beside_it(tmp_path: Path, s3: str) -> None:
         assert np.array_equal(read_volume(data).frames, frames)
         with pytest.raises(UnreadableImage, match="send one .mha file"):
             read_volume(header)
+
+
+def test_a_header_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = picture(7, 5, 4)
+    header = metaimage(frames, "MET_UCHAR", ElementDataFile="cine.raw")
+    (tmp_path / "cine.mhd").write_bytes(header)
+    (tmp_path / "cine.raw").write_bytes(frames.tobytes())
+    monkeypatch.chdir(tmp_path)
+    assert np.array_equal(read_volume(read_source("cine.mhd")).frames, frames)
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../cine.raw", "LIST", "%03d.raw", ""])

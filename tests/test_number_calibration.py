@@ -14,9 +14,15 @@ from cardioray.clinical.number_calibration import (
     calibrate_numbers_out_of_fold,
     fit_number_calibration,
 )
-from cardioray.evaluation.operating_point import OperatingPoint, fit_operating_point
+from cardioray.evaluation.operating_point import (
+    OperatingPoint,
+    calibration_method,
+    fit_operating_point,
+)
+from cardioray.evaluation.out_of_fold import FittingSettings, decide_out_of_fold
 from cardioray.evaluation.report import evaluate
-from cardioray.targets import RegressionTarget
+from cardioray.targets import BinaryTarget, RegressionTarget
+from cardioray.tasks import make_task
 
 EF = RegressionTarget(name="ef", value_column="ef", unit="%", high=100.0)
 
@@ -97,3 +103,38 @@ def test_too_few_studies_are_refused() -> None:
         fit_number_calibration("linear", [1, 2], [1, 2])
     with pytest.raises(ValueError, match="linear"):
         fit_number_calibration("line", [1, 2, 3], [1, 2, 3])
+    rows = biased(4).assign(split="calibration")
+    with pytest.raises(ValueError, match="at least 4 patients.* there are 3, with 3 studies"):
+        fit_operating_point(rows.head(3), EF, calibration="linear")
+    assert fit_operating_point(rows, EF, calibration="linear").patients == 4
+    assert fit_operating_point(rows.head(1), EF, calibration="none").conformal.promises_nothing
+
+
+def test_few_scored_patients_are_refused_with_how_many_are_enough() -> None:
+    settings = FittingSettings(calibration="linear")
+    rows = biased(5).assign(split="test")
+    with pytest.raises(ValueError, match="at least 4 calibration .* at least 5 .* there are 4"):
+        decide_out_of_fold(rows.head(4), EF, settings)
+    found = decide_out_of_fold(rows, EF, settings)
+    assert found.thresholds_from == "cross-fitted over test patients"
+    plain = decide_out_of_fold(rows.head(3), EF, FittingSettings(calibration="none"))
+    assert len(plain.studies) == 3
+    # Three calibration patients are too few for a line, and do not stand in the way.
+    three = biased(3, seed=1).assign(split="calibration")
+    three["patient_id"] = "C" + three["patient_id"]
+    found = decide_out_of_fold(pd.concat([rows, three]), EF, settings)
+    assert found.thresholds_from == "cross-fitted over test patients"
+
+
+def test_unknown_calibrations_are_refused_with_the_known_names() -> None:
+    known = "Known: isotonic, linear, none"
+    with pytest.raises(ValueError, match=f"'liner'. Did you mean 'linear'. {known}"):
+        fit_operating_point(biased(), EF, calibration="liner")
+    for name in ("liner", "platt"):
+        with pytest.raises(ValueError, match=known):
+            make_task("lv-seg", {"operating": {"calibration": name}})
+    with pytest.raises(ValueError, match="'plat'. Did you mean 'platt'.*linear"):
+        make_task("keyframe-ef", {"operating": {"calibration": "plat"}})
+    question = BinaryTarget(name="low", positive="low", negative="high", label_column="low")
+    with pytest.raises(ValueError, match="Known: isotonic, none, platt, temperature"):
+        calibration_method(question, "linear")

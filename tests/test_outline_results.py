@@ -95,7 +95,8 @@ def check_dicom(answer: dict[str, Any], cine: bytes) -> None:
     values = [measurement.value for measurement in whole.get_measurements()]
     volumes = answer["volumes"]
     expected = [volumes["edv_ml"], volumes["esv_ml"], volumes["ef_percent"]]
-    assert values == pytest.approx([*expected, answer["ef"]["value"]], rel=1e-12)
+    expected += [answer[name]["value"] for name in ("edv", "esv", "ef")]
+    assert values == pytest.approx(expected, rel=1e-12)
     assert [group.get_measurements()[0].value for group in single] == pytest.approx(
         [beat["ef_percent"] for beat in answer["beats"]], rel=1e-12
     )
@@ -388,6 +389,37 @@ class TestCommands:
                 "--dicom",
                 "seg",
             )
+
+    def test_predict_measures_pictures_where_it_is_told_the_size_of_a_pixel(
+        self, bundles: dict[str, str], outliner: SegmentPredictor, tmp_path: Path
+    ) -> None:
+        rng, phases = np.random.default_rng(0), {"ED": 44.0, "ES": 33.0}
+        for phase, width in phases.items():
+            picture = tiny.echo(tiny.heart(80, width), rng)
+            Image.fromarray(picture).save(tmp_path / f"{phase}.png")
+        sources = [f"{phase}.png" for phase in phases]
+        table = pd.DataFrame(
+            {"source": sources, "study_id": "s", "view": "A4C", "phase": list(phases)}
+        )
+        table.to_csv(tmp_path / "studies.csv", index=False)
+        out = tmp_path / "answers.csv"
+        words = ["predict", bundles["lv-seg"], str(tmp_path / "studies.csv"), "--out", str(out)]
+        words += ["--precision", "fp32"]
+        with pytest.raises(ValueError, match="Say it with spacing_mm"):
+            run(*words)
+        expected = outliner.predict(
+            [tmp_path / source for source in sources],
+            views=["A4C-ED", "A4C-ES"],
+            spacing_mm=tiny.SPACING,
+        )
+        run(*words, "--spacing-mm", ",".join(map(str, tiny.SPACING)))
+        [found] = pd.read_csv(out).to_dict("records")
+        assert found["volumes_edv_ml"] == pytest.approx(expected["volumes"]["edv_ml"], rel=1e-3)
+        assert found["edv_value"] == pytest.approx(expected["edv"]["value"], rel=1e-3)
+        # Other pixels are other answers.
+        run(*words, "--spacing-mm", ",".join(str(2 * side) for side in tiny.SPACING))
+        [larger] = pd.read_csv(out).to_dict("records")
+        assert larger["volumes_edv_ml"] == pytest.approx(8 * found["volumes_edv_ml"], rel=1e-3)
 
     def test_predict_finds_beats_in_outlines(
         self, bundles: dict[str, str], beats: OutlinedBeatsPredictor, cine: bytes, tmp_path: Path

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from cardioray.data.label_maps import CAVITY, STRUCTURES
 from cardioray.evaluation.segmentation import mask_figures, pack_labels, unpack_labels
 from cardioray.tasks import make_task
-from cardioray.tasks.base import ScoredRows, Tables
+from cardioray.tasks.base import ScoredRows, Tables, encode_labels
 from cardioray.tasks.lv_seg import ef_of_references
-from cardioray.tasks.outline_tables import measure_frame, pixel_doubts
+from cardioray.tasks.outline_tables import measure_frame, pixel_doubts, view_doubts
+from cardioray.training.single import require_patients
 
 NOT_KNOWN = (np.nan, np.nan)
 HEARTS = {"ED": (82.0, 46.0), "ES": (72.0, 34.0)}
@@ -54,7 +55,7 @@ def scored(spacing: dict[str, tuple[float, float]], **labels: float) -> Tables:
         name: np.array([row[name] for row in rows], object if name == "predicted_png" else float)
         for name in rows[0]
     }
-    task = make_task("lv-seg", {"volumes": True})
+    task = make_task("lv-seg")
     known = {t.name: np.full(4, labels.get(t.name, np.nan), np.float32) for t in task.targets}
     return task.tables(
         ScoredRows(
@@ -167,7 +168,7 @@ def test_a_division_that_could_not_be_scored_is_refused() -> None:
             "spacing_column_mm": [0.3] * 4,
         }
     )
-    task, volumes = make_task("lv-seg"), make_task("lv-seg", {"volumes": True})
+    task, volumes = make_task("lv-seg", {"volumes": False}), make_task("lv-seg")
     of_a = pd.Series(["test", "test", "train", "train"])
     of_b = pd.Series(["train", "train", "test", "test"])
     task.require(table, of_a)
@@ -176,3 +177,84 @@ def test_a_division_that_could_not_be_scored_is_refused() -> None:
     with pytest.raises(ValueError, match="and states the size of a pixel, so that 'edv'"):
         volumes.require(table, of_a)
     volumes.require(table.assign(spacing_row_mm=0.3), of_a)
+
+
+def frames(patients: int, spacing: float = 0.3) -> pd.DataFrame:
+    """Both phases of one view of each patient."""
+    names = np.repeat([f"p{number}" for number in range(patients)], 2)
+    return pd.DataFrame(
+        {
+            "patient_id": names,
+            "study_id": names,
+            "view": "A4C",
+            "phase": ["ED", "ES"] * patients,
+            "spacing_row_mm": spacing,
+            "spacing_column_mm": spacing,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("fitted_on", "advice"),
+    [
+        ("validation", "split.cross_fit_folds=2"),
+        ("calibration", "no calibration rows"),
+        (None, "more patients; operating.calibration=none"),
+    ],
+)
+def test_too_few_patients_to_calibrate_on_are_refused_before_training(
+    fitted_on: str | None, advice: str
+) -> None:
+    few, enough = divided(3, fitted_on), divided(4, fitted_on)
+    few_frames, enough_frames = frames(len(few) // 2), frames(len(enough) // 2)
+    for settings in ({}, {"volumes": False}):
+        with pytest.raises(ValueError, match=f"at least 4 .* there are 3. .*{advice}"):
+            require_patients(make_task("lv-seg", settings), few_frames, few, fitted_on)
+    require_patients(make_task("lv-seg"), enough_frames, enough, fitted_on)
+    plain = make_task("lv-seg", {"operating": {"calibration": "none"}})
+    require_patients(plain, few_frames, few, fitted_on)
+    # A study without one of the phases cannot be measured, and does not count.
+    torn = enough_frames.assign(phase=[*enough_frames["phase"][:-5], "ED", *["ED", "ES"] * 2])
+    with pytest.raises(ValueError, match="there are 3. "):
+        require_patients(make_task("lv-seg"), torn, enough, fitted_on)
+
+
+def divided(patients: int, fitted_on: str | None) -> pd.Series[str]:
+    """The split of both frames of so many patients to calibrate on, of others and of test ones."""
+    others = ["train"] if fitted_on else []
+    names = [*others, *[fitted_on or "train"] * patients, "test", "test"]
+    return pd.Series(np.repeat(names, 2))
+
+
+def test_where_no_pixel_has_a_size_there_are_no_volumes_to_ask_for() -> None:
+    task = make_task("lv-seg")
+    assert [target.name for target in task.targets] == ["ef", "edv", "esv"]
+    assert task.suited(frames(2)) is task
+    suited = task.suited(frames(2, np.nan))
+    assert [target.name for target in suited.targets] == ["ef"]
+    suited.require(frames(2, np.nan), pd.Series(["train", "train", "test", "test"]))
+
+
+def test_numbers_that_nobody_states_are_missing() -> None:
+    task = make_task("lv-seg")
+    labels = encode_labels(task, pd.DataFrame({"ef": [50.0, 40.0], "edv_ml": [100.0, np.nan]}))
+    assert labels["ef"].tolist() == [50, 40]
+    assert np.isnan(labels["edv"]).tolist() == [False, True]
+    assert np.isnan(labels["esv"]).all()
+
+
+def test_numbers_say_which_views_they_rest_on() -> None:
+    found = scored({"A4C": (1.5, 1.5), "A2C": NOT_KNOWN}).predictions.set_index("head")
+    assert found["measured_views"][["ef", "edv"]].tolist() == ["A4C", "A4C"]
+    whole = scored(both((1.5, 1.5))).predictions.set_index("head")
+    assert whole["measured_views"]["ef"] == "A4C+A2C"
+
+
+def test_a_calibration_of_other_views_is_told() -> None:
+    two = {"A4C+A2C": 9, "A2C": 1}
+    assert view_doubts(two, ("A4C", "A2C")) == []
+    assert view_doubts({}, ("A4C",)) == []
+    [text] = view_doubts(two, ("A4C",))
+    assert "A4C and A2C (9 of 10), A2C (1 of 10); this one is measured in A4C, and" in text
+    assert view_doubts(two, ("A2C",))
+    assert view_doubts({"A4C": 5}, ("A4C", "A2C"))

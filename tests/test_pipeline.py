@@ -134,6 +134,16 @@ def test_bad_files_go_to_quarantine_up_to_a_limit(ray_local: None, tmp_path: Pat
     assert ShardSet.open(str(out)).index == tolerant.index
 
 
+def test_shards_know_where_they_are_whatever_the_working_folder(
+    ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Tune gives every trial a working folder of its own.
+    monkeypatch.chdir(tmp_path)
+    made = prepared(tiny.write_pictures(tmp_path / "pictures"), "shards")
+    assert made.path == str(tmp_path / "shards")
+    assert ShardSet.open("shards").path == made.path
+
+
 def test_shards_stay_valid_until_others_replace_them(ray_local: None, tmp_path: Path) -> None:
     pictures, out = tiny.write_pictures(tmp_path / "pictures"), tmp_path / "shards"
     whole = prepared(pictures, out)

@@ -8,10 +8,15 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib.path import Path as MplPath
 from numpy.typing import NDArray
+from pydicom.uid import generate_uid
 from served import encoded
+from tiny_dicom import echo_dicom
 
+from cardioray.data.echo_layouts import traced_area, traced_outline
 from cardioray.data.frames import UnreadableImage
 from cardioray.data.isolation import IsolatedDecoder
 from cardioray.data.label_maps import ATRIUM, CAVITY, MYOCARDIUM
@@ -55,6 +60,13 @@ def test_a_frame_becomes_a_square_and_its_pixels_keep_their_size() -> None:
     assert sample.facts["spacing_row_mm"] == pytest.approx(0.5)
     assert sample.facts["spacing_column_mm"] == pytest.approx(0.3)
     assert sample.facts["is_cine"] == 0
+    assert (sample.facts["source_frames"], sample.facts["wanted_frames"]) == (1, 1)
+    # An axis of time that is one frame long makes no cine of it.
+    (alone,) = decoder().decode(nifti(frame[None]), None)
+    assert alone.facts["is_cine"] == 0
+    (numbered,) = decoder().decode(nifti(frame), "12")
+    assert numbered.frame == "12"
+    assert np.array_equal(numbered.picture, frame)
 
 
 def test_gain_changes_little_within_the_percentiles() -> None:
@@ -94,14 +106,24 @@ def test_a_cine_is_its_frames(kind: str) -> None:
     assert [sample.frame for sample in samples] == list("012345")
     assert all(sample.facts["is_cine"] == 1 for sample in samples)
     assert (samples[0].facts["fps"] == 40.0) == (kind == "avi")
+    assert {sample.facts["source_frames"] for sample in samples} == {6}
+    assert {sample.facts["chosen"] for sample in samples} == {0}
+    span = decoder().decode(data, "1-4")
+    assert [sample.frame for sample in span] == list("1234")
+    assert {sample.facts["wanted_frames"] for sample in span} == {4}
+    assert {sample.facts["chosen"] for sample in span} == {0}
     (part,) = decoder().decode(data, "2")
     assert part.frame == "2"
+    assert part.facts["chosen"] == 1
     assert np.array_equal(part.arrays[IMAGE], samples[2].arrays[IMAGE])
     if kind == "tiff":
         with pytest.raises(UnreadableImage, match="more than 4 pages"):
             decoder().decode(data, None, max_frames=4)
     else:
-        assert len(decoder().decode(data, None, max_frames=4)) == 4
+        cut = decoder().decode(data, None, max_frames=4)
+        assert len(cut) == 4
+        assert {sample.facts["wanted_frames"] for sample in cut} == {6}
+        assert {sample.facts["source_frames"] for sample in cut} == {6}
 
 
 def test_labels_come_along_at_both_sizes() -> None:
@@ -132,8 +154,99 @@ def test_an_outline_is_filled() -> None:
     outline = {"cavity": [[20, 30], [50, 30], [50, 80], [20, 80]]}
     (sample,) = decoder().decode_labelled(nifti(echo(120, 90)), json.dumps(outline).encode(), None)
     expected = np.zeros((120, 90), np.uint8)
-    expected[30:81, 20:51] = CAVITY
+    expected[30:80, 20:50] = CAVITY
     assert np.array_equal(sample.arrays[REFERENCE], expected)
+
+
+def shoelace(outline: NDArray[np.float64]) -> float:
+    x, y = outline.T
+    return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
+
+
+def drawn(outline: NDArray[np.float64], height: int = 112, width: int = 112) -> NDArray[np.uint8]:
+    given = json.dumps({"cavity": outline.tolist()}).encode()
+    (sample,) = decoder().decode_labelled(nifti(echo(height, width)), given, None)
+    return sample.arrays[REFERENCE]
+
+
+@pytest.mark.parametrize("shift", [(0.0, 0.0), (0.5, 0.5), (0.25, 0.9)])
+@pytest.mark.parametrize("size", [8.0, 15.0, 30.0])
+def test_an_outline_has_its_own_area(size: float, shift: tuple[float, float]) -> None:
+    turn = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+    tilt = np.array([[0.94, -0.34], [0.34, 0.94]])
+    unit = np.stack([0.6 * np.cos(turn), 1.4 * np.sin(turn)], axis=1) @ tilt.T
+    outline = 56 + np.array(shift) + size * unit
+    for each in (outline, outline[::-1]):
+        area = (drawn(each) == CAVITY).sum()
+        assert area == pytest.approx(shoelace(outline), rel=0.02 if size > 10 else 0.04)
+
+
+def test_an_outline_may_leave_the_picture_and_bend_inwards() -> None:
+    outline = np.array([[-20, -10], [130, 20], [60, 40], [130, 95], [-20, 130]], float)
+    found = drawn(outline, 100, 120) == CAVITY
+    y, x = np.mgrid[:100, :120]
+    middles = np.stack([x.ravel(), y.ravel()], axis=1)
+    # What lies on the outline may count to either side.
+    inner, outer = (
+        MplPath(outline).contains_points(middles, radius=reach).reshape(100, 120)
+        for reach in (1e-6, -1e-6)
+    )
+    sure = inner == outer
+    assert sure.mean() > 0.99
+    assert np.array_equal(found[sure], inner[sure])
+    assert found[50, 10]
+    assert not found[45, 100]
+
+
+def test_echonet_tracings_have_their_own_area() -> None:
+    rng = np.random.default_rng(0)
+    larger = []
+    for _ in range(20):
+        # The long axis, and twenty chords across it, as EchoNet's tables have them.
+        centre, length, width = rng.uniform(45, 65, 2), rng.uniform(25, 55), rng.uniform(12, 30)
+        along = np.array([np.sin(angle := rng.uniform(-0.4, 0.4)), np.cos(angle)])
+        across = np.array([along[1], -along[0]])
+        steps = np.linspace(-0.5, 0.5, 20)
+        half = width / 2 * np.sqrt(np.maximum(1 - (1.9 * steps) ** 2, 0.01))
+        middle = centre + length * steps[:, None] * along
+        left, right = middle - half[:, None] * across, middle + half[:, None] * across
+        axis = [*(centre - length / 2 * along), *(centre + length / 2 * along)]
+        lines = pd.DataFrame(
+            [axis, *np.concatenate([left, right], axis=1)], columns=["x1", "y1", "x2", "y2"]
+        )
+        outline = traced_outline(lines)
+        larger.append((drawn(outline) == CAVITY).sum() / traced_area(lines) - 1)
+    assert np.abs(larger).max() < 0.04
+    assert np.abs(np.mean(larger)) < 0.005
+
+
+@pytest.mark.parametrize("empty", [[2], [0, 1, 3]])
+def test_a_label_map_with_empty_frames_is_one(empty: list[int]) -> None:
+    maps = labels(5, 120, 90)
+    maps[empty] = 0
+    with pytest.raises(UnreadableImage, match="holds a label map, not a picture"):
+        decoder().decode(nifti(maps), None)
+    blank = nifti(np.zeros((5, 120, 90), np.uint8))
+    assert len(decoder().decode(blank, None)) == 5
+    dark = echo(5, 120, 90)
+    dark[empty] = 0
+    assert len(decoder().decode(nifti(dark), None)) == 5
+
+
+def test_patients_and_examinations_are_told_apart_without_their_names() -> None:
+    def facts(**tags: Any) -> tuple[float, float]:
+        [sample] = decoder().decode(echo_dicom(echo(120, 90), **tags), None)
+        return sample.facts["patient"], sample.facts["study"]
+
+    first, again = facts(), facts(PatientName="Another^Spelling")
+    assert first == again
+    other_day = facts(StudyInstanceUID=generate_uid())
+    assert other_day[0] == first[0]
+    assert other_day[1] != first[1]
+    assert facts(PatientID="P2")[0] != first[0]
+    assert np.isnan(facts(PatientID=None, StudyInstanceUID=None)).all()
+    [still] = decoder().decode(nifti(echo(120, 90)), None)
+    assert np.isnan([still.facts["patient"], still.facts["study"]]).all()
 
 
 def test_the_same_in_a_process_of_its_own() -> None:

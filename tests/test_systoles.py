@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_dicom import echo_dicom
 
 from cardioray.clinical.beats import phases_of
@@ -58,6 +60,66 @@ class TestPhases:
         spoiled[[13, 33]] = 60
         spoiled[5] = np.nan
         assert phases_of(spoiled, 25.0) == phases_of(curve, 25.0)
+
+    @pytest.mark.parametrize(("frame", "drawn"), [(30, 5.0), (30, 180.0), (15, 5.0), (45, 90.0)])
+    def test_a_frame_that_was_drawn_wrong_is_not_measured(self, frame: int, drawn: float) -> None:
+        curve = 70 + 30 * np.cos(2 * np.pi * np.arange(61) / 30)
+        curve[frame] = drawn
+        for fps in (None, 25.0):
+            pairs = phases_of(curve, fps)
+            assert len(pairs) >= (1 if fps is None else 2)
+            for ed, es in pairs:
+                assert curve[ed] == pytest.approx(100, abs=1)
+                assert curve[es] == pytest.approx(40, abs=1)
+
+    @given(
+        period=st.integers(14, 60),
+        first=st.floats(0, 1),
+        frame=st.floats(0, 1, exclude_max=True),
+        drawn=st.floats(0, 60) | st.just(np.nan),
+        known_rate=st.booleans(),
+    )
+    @settings(max_examples=300, deadline=None)
+    def test_one_frame_spoils_no_phase(
+        self, period: int, first: float, frame: float, drawn: float, known_rate: bool
+    ) -> None:
+        frames = round(2.4 * period)
+        curve = area(frames, period, round(first * period))
+        spoiled = curve.copy()
+        place = int(frame * frames)
+        spoiled[place] = drawn
+        pairs = phases_of(spoiled, period / 0.8 if known_rate else None)
+        assert pairs
+        for ed, es in pairs:
+            # Of a range from 10 to 30; two frames from an end it is at most this far away.
+            assert spoiled[ed] > 30 - 4
+            assert spoiled[es] < 10 + 4
+
+    def test_a_lost_frame_is_no_end_of_a_beat(self) -> None:
+        curve = area(60, 20, 0)
+        for lost in ([20], [28], [19, 20, 21], [8, 28, 48], list(range(1, 60, 2))):
+            spoiled = curve.copy()
+            spoiled[lost] = np.nan
+            for fps in (None, 25.0):
+                pairs = phases_of(spoiled, fps)
+                assert pairs
+                assert np.isfinite(spoiled[np.array(pairs)]).all()
+        spoiled[:] = np.nan
+        spoiled[[3, 40]] = 20, 10
+        assert phases_of(spoiled, 25.0) == [(3, 40)]
+
+    def test_few_frames_a_beat_keep_their_ends(self) -> None:
+        assert phases_of(area(40, 10, 0), 12.5) == [(0, 4), (10, 14), (20, 24), (30, 34)]
+        half = 70 + 30 * np.cos(np.pi * np.arange(9) / 8)
+        assert phases_of(half, None) == [(0, 8)]
+
+    def test_noise_is_not_taken_for_contraction(self) -> None:
+        rng = np.random.default_rng(0)
+        measured = []
+        for _ in range(200):
+            curve = 2 * area(100, 40, 0) + 20 + rng.normal(0, 1.6, 100)
+            measured += [1 - curve[es] / curve[ed] for ed, es in phases_of(curve, 50.0)]
+        assert np.mean(measured) == pytest.approx(1 - 40 / 80, abs=0.02)
 
     def test_scale_and_unit_do_not_matter(self) -> None:
         curve = area(70, 21, 4) + np.random.default_rng(0).normal(0, 0.1, 70)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import hashlib
 import json
@@ -10,6 +11,7 @@ import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -107,6 +109,19 @@ def clips() -> list[NDArray[np.uint8]]:
     rng = np.random.default_rng(7)
     lengths = rng.integers(10, 40, len(_SPLITS))
     return [rng.integers(0, 255, (n, ECHO_SIZE, ECHO_SIZE, 1), dtype=np.uint8) for n in lengths]
+
+
+def run_example(bundle: Path, folder: Path) -> dict[str, Any]:
+    """The answer that the code of a bundle's card prints, beside the files that it names."""
+    card = (bundle / "README.md").read_text()
+    code = card.partition("## Use")[2].partition("```python\n")[2].partition("```")[0]
+    name = json.loads((bundle / "metadata.json").read_text())["name"]
+    (folder / name).symlink_to(bundle)
+    printed: list[dict[str, Any]] = []
+    with contextlib.chdir(folder):
+        exec(compile(code, "README.md", "exec"), {"print": printed.append})
+    [answer] = printed
+    return answer
 
 
 def renamed(bundle: Path, out: Path, name: str) -> Bundle:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from scipy.ndimage import median_filter
+from scipy.ndimage import correlate1d
 
 Floats = NDArray[np.float64]
 
@@ -17,8 +18,11 @@ _LEAST_CORRELATION = 0.2
 # Share of the highest correlation that a shorter period needs to win: a curve repeats after two
 # beats as well as after one, and better where the EF changes from beat to beat.
 _AS_GOOD = 0.75
-# Frames of the median that smooths a curve of areas.
-_STEADY = 3
+# Weights of a frame and its neighbours in what smooths a curve of areas.
+_SMOOTHING = (0.25, 0.5, 0.25)
+# How far a frame may lie beyond both its neighbours, in typical bends of the curve: at the top of a
+# smooth curve it is half a bend.
+_BENDS = 2.0
 # Part of a beat by which its end diastole may lie before the first frame, whose area is as large.
 _A_MOMENT = 16
 
@@ -77,7 +81,8 @@ def phases_of(areas: Floats, fps: float | None) -> list[tuple[int, int]]:
     """End diastole and end systole of each beat from the area of the cavity.
 
     Where in the beat both phases lie is told from all beats together; each beat then has its own
-    largest area near the one, and its own smallest area between that and the next one.
+    largest area near the one, and its own smallest area between that and the next one. A frame
+    without an area, and one whose area is far from those before and after it, is neither.
 
     Args:
         areas: one a frame (T,), NaN where there is none.
@@ -91,31 +96,69 @@ def phases_of(areas: Floats, fps: float | None) -> list[tuple[int, int]]:
     known = np.flatnonzero(np.isfinite(areas))
     if len(known) < 2:
         return []
-    frames = np.arange(len(areas))
-    curve = np.interp(frames, known, areas[known])
     # A frame that a network has drawn wrong is no end of a beat.
-    steady = median_filter(curve, size=_STEADY, mode="nearest") if len(curve) >= _STEADY else curve
-    period = None if fps is None else beat_period(steady, fps)
-    pairs = [] if period is None else _systoles(steady, round(period))
-    return pairs or [(int(np.argmax(steady)), int(np.argmin(steady)))]
+    known = _plausible(areas, known)
+    curve = np.interp(np.arange(len(areas)), known, areas[known])
+    smooth = correlate1d(curve, _SMOOTHING, mode="mirror")
+    # Of noise, the largest and the smallest would be chosen: a frame that leaves the smooth curve
+    # counts for less by as much.
+    doubt = np.abs(curve - smooth)
+    largest, smallest = (np.full(len(areas), value) for value in (-np.inf, np.inf))
+    largest[known], smallest[known] = (smooth - doubt)[known], (smooth + doubt)[known]
+    period = None if fps is None else beat_period(smooth, fps)
+    pairs = [] if period is None else _systoles(smooth, largest, smallest, round(period))
+    return pairs or [(int(np.argmax(largest)), int(np.argmin(smallest)))]
 
 
-def _systoles(curve: Floats, step: int) -> list[tuple[int, int]]:
-    """Frames of both phases of each beat of a curve that repeats after `step` frames."""
+def _plausible(areas: Floats, known: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Frames with an area that is not far beyond those before and after it; at either end, a line.
+
+    Args:
+        areas: one a frame (T,).
+        known: frames that have one, ascending.
+    """
+    if len(known) < 3:
+        return known
+    bend = float(np.median(np.abs(np.diff(areas[known], 2))))
+    most = _BENDS * bend + 1e-9 * float(np.abs(areas[known]).max())  # what rounding leaves is none
+    # One after the other: beside a frame that is wrong, those that are right stand out as well.
+    while len(known) > 3:
+        own = areas[known]
+        before, after = 2 * own[1] - own[2], 2 * own[-2] - own[-3]
+        triples = sliding_window_view(np.concatenate([[before], own, [after]]), 3)
+        beyond = np.abs(own - np.median(triples, axis=1))
+        worst = int(np.argmax(beyond))
+        if beyond[worst] <= most:
+            break
+        known = np.delete(known, worst)
+    return known
+
+
+def _systoles(curve: Floats, largest: Floats, smallest: Floats, step: int) -> list[tuple[int, int]]:
+    """Frames of both phases of each beat of a curve that repeats after `step` frames.
+
+    Args:
+        curve: one area a frame (T,).
+        largest: the highest value is the best end diastole; -inf where it is none (T,).
+        smallest: the lowest value is the best end systole; inf where it is none (T,).
+        step: frames of a beat.
+    """
     folded = np.array([curve[offset::step].mean() for offset in range(step)])
-    largest = int(np.argmax(folded))
-    contraction = (int(np.argmin(folded)) - largest) % step
+    diastole = int(np.argmax(folded))
+    contraction = (int(np.argmin(folded)) - diastole) % step
     around = max(1, step // 4)
     pairs: list[tuple[int, int]] = []
     # From the beat before the first whole one: it may have begun a moment before the cine.
-    for expected in range(largest - step, len(curve) - contraction, step):
+    for expected in range(diastole - step, len(curve) - contraction, step):
         before = pairs[-1][1] + 1 if pairs else 0
         first, stop = max(expected - around, before), expected + min(around, contraction - 1) + 1
         if stop <= first or expected < -max(1, step // _A_MOMENT):
             continue
-        ed = first + int(np.argmax(curve[first:stop]))
-        rest = curve[ed + 1 : max(expected + step - around, expected + contraction + 1)]
-        pairs.append((ed, ed + 1 + int(np.argmin(rest))))
+        ed = first + int(np.argmax(largest[first:stop]))
+        last = max(expected + step - around, expected + contraction + 1)
+        es = ed + 1 + int(np.argmin(smallest[ed + 1 : last]))
+        if np.isfinite(largest[ed]) and np.isfinite(smallest[es]):
+            pairs.append((ed, es))
     return pairs
 
 

@@ -15,13 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 from scipy import optimize, special
 
-from cardioray.clinical.calibration import patient_folds
 from cardioray.config import config
 from cardioray.registry import unknown_name
 
 Floats = NDArray[np.float64]
-Criterion = Literal["squared_error", "log_density", "log_loss"]
-CRITERIA: tuple[Criterion, ...] = ("squared_error", "log_density", "log_loss")
+Criterion = Literal["squared_error", "log_loss"]
+CRITERIA: tuple[Criterion, ...] = ("squared_error", "log_loss")
 
 _EDGE = 1e-6
 # Logarithms of weights are sought between plus and minus this: below it a weight is 0 but in name.
@@ -96,7 +95,6 @@ def fit_ensemble(
     predictions: ArrayLike,
     labels: ArrayLike,
     *,
-    sds: ArrayLike | None = None,
     shrinkage: float = 0.25,
 ) -> EnsembleWeights:
     """Fit weights to studies that the members have not learned from.
@@ -108,18 +106,15 @@ def fit_ensemble(
 
     Args:
         criterion: "squared_error" of the weighted mean (L. Breiman, Mach Learn 24:49-64, 1996,
-            doi:10.1007/BF00117832); "log_density" of the mixture of normal distributions (Y. Yao,
-            A. Vehtari, D. Simpson, A. Gelman, Bayesian Anal 13:917-1007, 2018,
-            doi:10.1214/17-BA1091); "log_loss" of the weighted mean of probabilities.
+            doi:10.1007/BF00117832); "log_loss" of the weighted mean of probabilities.
         members: names.
         predictions: (S, V) numbers or probabilities, NaN where a member is missing.
         labels: (S,) numbers, or 0 and 1.
-        sds: (S, V) standard deviations, above 0, for "log_density".
         shrinkage: 0 takes the best weights as they are.
 
     Raises:
         ValueError: when the criterion is unknown, a member is in no study, a study has no member or
-            no label, standard deviations are missing, or the shrinkage is below 0.
+            no label, or the shrinkage is below 0.
     """
     if criterion not in CRITERIA:
         raise unknown_name("criterion of an ensemble", criterion, CRITERIA)
@@ -127,16 +122,7 @@ def fit_ensemble(
     there = _checked(members, values, truth)
     if shrinkage < 0:
         raise ValueError(f"shrinkage is at least 0, given {shrinkage}.")
-    if criterion == "log_density":
-        if sds is None:
-            raise ValueError("Criterion 'log_density' needs the members' standard deviations.")
-        values, spreads = _pair(values, sds)
-        if (spreads[there] <= 0).any():
-            raise ValueError("Criterion 'log_density' needs standard deviations above 0.")
-        pointwise = np.where(there, _log_normal(truth[:, None], values, spreads), 0.0)
-        loss = _log_density_loss(pointwise, there)
-    else:
-        loss = _mean_loss(criterion, np.nan_to_num(values), truth, there)
+    loss = _mean_loss(criterion, np.nan_to_num(values), truth, there)
     count, studies = len(members), len(truth)
     equal = np.full(count, 1 / count)
     spare = studies - 1 - count
@@ -149,11 +135,12 @@ def fit_ensemble(
 
 @config
 class SdCalibration:
-    """sd -> factor * max(sd, floor): predicted standard deviations brought to the observed errors.
+    """sd -> max(factor * max(sd, floor), floor): predicted SDs brought to the observed errors.
 
     Attributes:
         factor: above 0.
-        floor: smallest standard deviation that is believed, in the target's unit, before scaling.
+        floor: smallest standard deviation that is believed, in the target's unit, before scaling
+            and after it.
     """
 
     factor: float = Field(gt=0)
@@ -161,7 +148,8 @@ class SdCalibration:
 
     def apply(self, sds: ArrayLike) -> Floats:
         """Calibrated standard deviations, of the same shape."""
-        return np.asarray(self.factor * np.maximum(np.asarray(sds, dtype=float), self.floor))
+        believed = np.maximum(np.asarray(sds, dtype=float), self.floor)
+        return np.asarray(np.maximum(self.factor * believed, self.floor))
 
 
 def fit_sd_calibration(
@@ -200,42 +188,12 @@ def fit_sd_calibration(
     return SdCalibration(factor=factor, floor=floor)
 
 
-def calibrate_sds_out_of_fold(
-    labels: ArrayLike,
-    means: ArrayLike,
-    sds: ArrayLike,
-    patient_ids: ArrayLike,
-    *,
-    floor: float = 0.0,
-    num_folds: int = 5,
-    seed: int = 0,
-) -> Floats:
-    """Each standard deviation calibrated by a factor that was fitted on other patients.
-
-    Args:
-        labels: the truth, shape (rows,).
-        means: the predictions, shape (rows,).
-        sds: their standard deviations, shape (rows,).
-        patient_ids: patient of each row, shape (rows,).
-        floor: as in `SdCalibration`.
-        num_folds: folds at most; fewer where there are fewer patients.
-        seed: of the assignment of patients to folds.
-
-    Raises:
-        ValueError: as `fit_sd_calibration`, and when there are fewer than two patients.
-    """
-    truth, values, spreads = (np.asarray(each, dtype=float) for each in (labels, means, sds))
-    calibrated = np.empty(len(truth))
-    for fitted, held in patient_folds(None, patient_ids, num_folds=num_folds, seed=seed):
-        scaling = fit_sd_calibration(truth[fitted], values[fitted], spreads[fitted], floor=floor)
-        calibrated[held] = scaling.apply(spreads[held])
-    return calibrated
-
-
 Loss = Callable[[Floats], tuple[float, Floats]]
 
 
-def _mean_loss(criterion: str, values: Floats, truth: Floats, there: NDArray[np.bool_]) -> Loss:
+def _mean_loss(
+    criterion: Criterion, values: Floats, truth: Floats, there: NDArray[np.bool_]
+) -> Loss:
     """Loss of the weighted mean, and its gradient by the weights."""
 
     def loss(weights: Floats) -> tuple[float, Floats]:
@@ -249,21 +207,6 @@ def _mean_loss(criterion: str, values: Floats, truth: Floats, there: NDArray[np.
         value = -(special.xlogy(truth, p) + special.xlog1py(1 - truth, -p)).mean()
         slope = np.where(p == mean, (p - truth) / (p * (1 - p)), 0.0)
         return float(value), slope @ slopes / len(truth)
-
-    return loss
-
-
-def _log_density_loss(pointwise: Floats, there: NDArray[np.bool_]) -> Loss:
-    """Negative mean log density of the mixture, and its gradient by the weights."""
-    top = np.where(there, pointwise, -np.inf).max(axis=1, keepdims=True)
-    density = np.where(there, np.exp(pointwise - top), 0.0)
-
-    def loss(weights: Floats) -> tuple[float, Floats]:
-        total = np.maximum(there @ weights, _EDGE)
-        mixed = np.maximum(density @ weights, 1e-300)
-        value = -(np.log(mixed / total) + top[:, 0]).mean()
-        slopes = there / total[:, None] - density / mixed[:, None]
-        return float(value), slopes.mean(axis=0)
 
     return loss
 
@@ -332,10 +275,3 @@ def _rescaled(weights: Floats, there: NDArray[np.bool_]) -> Floats:
     shares[nothing] = there[nothing]
     total = shares.sum(axis=1, keepdims=True)
     return np.asarray(np.divide(shares, total, out=np.zeros_like(shares), where=total > 0))
-
-
-def _log_normal(truth: Floats, means: Floats, sds: Floats) -> Floats:
-    """Log density of the truth under normal distributions."""
-    return np.asarray(
-        -0.5 * ((truth - means) / sds) ** 2 - np.log(sds) - 0.5 * math.log(2 * math.pi)
-    )

@@ -23,6 +23,8 @@ Floats = NDArray[np.float64]
 _SMALLEST_SLOPE = 1e-2
 # With fewer rows a line has nothing to say about how far it is off.
 _LEAST_ROWS = 3
+# So many remain of one more patient, whoever is left out.
+_LEAST_PATIENTS = _LEAST_ROWS + 1
 
 
 @config
@@ -44,6 +46,11 @@ NumberCalibration = Annotated[
 NUMBER_CALIBRATIONS: Registry[Callable[[Floats, Floats], NumberCalibration]] = Registry(
     "calibration of numbers"
 )
+
+
+def least_patients(method: str) -> int:
+    """How many patients are enough for `calibrate_numbers_out_of_fold`, with a study each."""
+    return 1 if method == "none" else _LEAST_PATIENTS
 
 
 def fit_number_calibration(method: str, labels: ArrayLike, numbers: ArrayLike) -> NumberCalibration:
@@ -87,13 +94,23 @@ def calibrate_numbers_out_of_fold(
         seed: of the assignment of patients to folds.
 
     Raises:
-        ValueError: as `fit_number_calibration`, and when there are fewer than two patients.
+        ValueError: when the method is unknown, or there are too few patients (`least_patients`).
     """
     truth, predicted = np.asarray(labels, dtype=float), np.asarray(numbers, dtype=float)
     if method == "none":
         return predicted
+    patients = len(np.unique(np.asarray(patient_ids, dtype=str)))
+    folds: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    if patients > 1:
+        folds = list(patient_folds(None, patient_ids, num_folds=num_folds, seed=seed))
+    if not folds or min(len(fitted) for fitted, _ in folds) < _LEAST_ROWS:
+        raise ValueError(
+            f"Calibration {method!r} of numbers needs at least {_LEAST_PATIENTS} patients, so that "
+            f"{_LEAST_ROWS} remain whoever is left out; there are {patients}, with "
+            f"{len(predicted)} studies. Use calibration 'none', or more calibration patients."
+        )
     calibrated = np.empty(len(predicted))
-    for fitted, held_out in patient_folds(None, patient_ids, num_folds=num_folds, seed=seed):
+    for fitted, held_out in folds:
         fold_map = fit_number_calibration(method, truth[fitted], predicted[fitted])
         calibrated[held_out] = fold_map.apply(predicted[held_out])
     return calibrated

@@ -58,10 +58,10 @@ def is_camus(files: list[str]) -> bool:
 def read_camus(root: str, patient_from: str | None = None) -> Manifest:
     """One row for each frame at end diastole or end systole that has a picture.
 
-    Where a view has no file for a phase, its frame in the cine is taken, by the number that
-    `Info_*.cfg` gives. Columns beside the usual ones: `view` ("A2C", "A4C"), `phase` ("ED", "ES"),
-    `mask` (label map, "" where there is none), `ef`, `edv_ml`, `esv_ml`, `image_quality`,
-    `ed_frame`, `es_frame`, `fps`, `age`, `sex`. Lists of the official division
+    Where a view has no picture or no label map of a phase, that of its frame in the cine is taken,
+    by the number that `Info_*.cfg` gives. Columns beside the usual ones: `view` ("A2C", "A4C"),
+    `phase` ("ED", "ES"), `mask` (label map, "" where there is none), `ef`, `edv_ml`, `esv_ml`,
+    `image_quality`, `ed_frame`, `es_frame`, `fps`, `age`, `sex`. Lists of the official division
     (`subgroup_*.txt`), in the folder or below it, give `split`.
 
     Args:
@@ -187,18 +187,18 @@ def _of_patient(
 def _place(
     found: _Files, phase: str, info: Mapping[str, float | str]
 ) -> dict[str, str | None] | None:
-    """Source, frame and mask of a phase; None where there is no picture of it."""
-    if phase in found.pictures:
-        mask = found.masks.get(phase, "")
-        return {"source": found.pictures[phase], "frame": "", "mask": mask}
-    number = info.get(f"{phase.lower()}_frame")
-    if "sequence" not in found.pictures or not isinstance(number, float):
-        return None
-    return {
-        "source": found.pictures["sequence"],
-        "frame": str(int(number) - 1),
-        "mask": found.masks.get("sequence", ""),
-    }
+    """Source, frame and mask of a phase; None where there is no picture of it.
+
+    What has no file of the phase's own is in the cine, in the frame that the text file names.
+    """
+    picture, mask = found.pictures.get(phase), found.masks.get(phase)
+    number, frame = info.get(f"{phase.lower()}_frame"), ""
+    if isinstance(number, float):
+        in_cine = picture is None or (mask is None and "sequence" in found.masks)
+        frame = str(int(number) - 1) if in_cine else ""
+        picture = picture or found.pictures.get("sequence")
+        mask = mask or found.masks.get("sequence")
+    return None if picture is None else {"source": picture, "frame": frame, "mask": mask or ""}
 
 
 def _splits(

@@ -110,6 +110,7 @@ def check_manifest(
     *targets: Target,
     splits: SplitConfig = SplitConfig(),  # noqa: B008 (frozen)
     decoder: Decoder = ImageDecoder(preprocess=ImagePreprocess(), frames="all"),  # noqa: B008
+    needs_labels: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DataReport:
     """Count a data set, read every file, and look for what would spoil a result.
@@ -123,6 +124,7 @@ def check_manifest(
         targets: the labels; the first one is the headline, by which patients are divided.
         splits: how patients without a split column would be divided.
         decoder: reads the files.
+        needs_labels: whether a split without any label is an error.
         on_progress: called with the rows done and their total.
     """
     table = manifest.table.reset_index(drop=True)
@@ -136,7 +138,7 @@ def check_manifest(
     else:
         calibration, split = divided.calibration, divided.split
     known = [target for target in targets if target.name in labels]
-    if calibration:
+    if calibration and needs_labels:
         for target in known:
             errors += _missing_classes(split, labels[target.name], target)
     counts = [c for target in known for c in _count(table, split, labels[target.name], target)]

@@ -94,7 +94,7 @@ def _from_table(data: str, targets: Sequence[Target], patient_from: str | None) 
     if "phase" in table:
         return replace(manifest, table=_named_phases(table))
     if {"ed_frame", "es_frame"} <= set(table):
-        table, lost = _phases_of_cines(table)
+        table, lost = phases_of_cines(table)
         warnings = [*manifest.warnings]
         if lost:
             warnings.append(f"{lost} cine(s) without key frames are left out.")
@@ -117,8 +117,19 @@ def _named_phases(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(phase=said)
 
 
-def _phases_of_cines(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """A row for each key frame of each cine that has both, and how many have not."""
+def phases_of_cines(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """A row for each key frame of each cine that has both, and how many cines have not.
+
+    Args:
+        table: cines with `sample_id`, `ed_frame`, `es_frame` and perhaps `mid_frame`.
+
+    Returns:
+        The rows with `phase`, `frame` and `study_id`, which is the cine's own where the table has
+        none.
+
+    Raises:
+        ValueError: when no cine has both.
+    """
     rows: list[pd.Series] = []
     numbers = {
         name: pd.to_numeric(table[name], errors="coerce")

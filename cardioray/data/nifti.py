@@ -27,12 +27,18 @@ _NIFTI_DAMAGED = "The NIfTI file cannot be decoded"
 _META_DAMAGED = "The MetaImage file cannot be decoded"
 _HEADER_BYTES = 540  # of NIfTI-2, the longer one
 _MM = {"mm": 1.0, "unknown": 1.0, "meter": 1e3, "micron": 1e-3}
+_SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
+# Of an echo cine. Writers that know no time leave one second, or one of another unit, in its place.
+_SLOWEST_FPS, _FASTEST_FPS = 4.0, 500.0
 
 _ELEMENTS = {
     **{"MET_UCHAR": "u1", "MET_CHAR": "i1", "MET_USHORT": "u2", "MET_SHORT": "i2"},
     **{"MET_UINT": "u4", "MET_INT": "i4", "MET_FLOAT": "f4", "MET_DOUBLE": "f8"},
 }
 _META_HEADER_BYTES = 1 << 16
+
+# Pixels with the lateral axis first, width and height of one, and frames a second.
+_Read = tuple[NDArray[Any], tuple[float, float], float | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +48,12 @@ class EchoVolume:
     Attributes:
         frames: of the file's own type, (T, H, W).
         spacing_mm: height and width of a pixel; None where the file does not say.
-        has_time: whether the file has a third axis, be it one frame long.
+        fps: frames a second; None where it does not say.
     """
 
     frames: NDArray[Any]
     spacing_mm: tuple[float, float] | None
-    has_time: bool
+    fps: float | None
 
 
 def volume_kind(data: bytes) -> str | None:
@@ -75,13 +81,13 @@ def read_volume(data: bytes, max_pixels: int = MAX_PIXELS) -> EchoVolume:
     if kind is None:
         raise UnreadableImage("The file is neither NIfTI nor MetaImage.")
     read = _read_nifti if kind == "nifti" else _read_metaimage
-    array, spacing = read(data, max_pixels)
+    array, spacing, fps = read(data, max_pixels)
     frames = array.T if array.ndim == 3 else array.T[None]
     known = all(math.isfinite(side) and side > 0 for side in spacing)
     return EchoVolume(
         frames=np.ascontiguousarray(frames),
         spacing_mm=(spacing[1], spacing[0]) if known else None,
-        has_time=array.ndim == 3,
+        fps=fps if len(frames) > 1 else None,
     )
 
 
@@ -103,7 +109,8 @@ def read_source(path: str) -> bytes:
         raise UnreadableImage(
             f"The header names {name or 'no file'!r} for its pixels; one file beside it is read."
         )
-    pixels = storage.read_bytes(storage.join(path.rsplit("/", 1)[0], name))
+    folder = path.rpartition("/")[0] or ("/" if path.startswith("/") else ".")
+    pixels = storage.read_bytes(storage.join(folder, name))
     kept = [f"{key} = {value}" for key, value in fields.items() if key != "ElementDataFile"]
     return "\n".join([*kept, "ElementDataFile = LOCAL\n"]).encode() + pixels
 
@@ -118,7 +125,7 @@ def read_labels(mask: str) -> bytes:
     return mask.encode() if mask.startswith("{") else read_source(mask)
 
 
-def _read_nifti(data: bytes, max_pixels: int) -> tuple[NDArray[Any], tuple[float, float]]:
+def _read_nifti(data: bytes, max_pixels: int) -> _Read:
     import nibabel  # half a second that files of other kinds need not wait for
 
     # What it says of a header, and mends, is for whoever writes such files.
@@ -141,10 +148,17 @@ def _read_nifti(data: bytes, max_pixels: int) -> tuple[NDArray[Any], tuple[float
         image = image_type.from_bytes(whole)
         zooms = [float(zoom) for zoom in header.get_zooms()[:2]]
         scale = _MM.get(header.get_xyzt_units()[0], math.nan)
-        return np.asarray(image.dataobj).reshape(shape), (zooms[0] * scale, zooms[1] * scale)
+        spacing = (zooms[0] * scale, zooms[1] * scale)
+        return np.asarray(image.dataobj).reshape(shape), spacing, _nifti_fps(header)
 
 
-def _read_metaimage(data: bytes, max_pixels: int) -> tuple[NDArray[Any], tuple[float, float]]:
+def _nifti_fps(header: Any) -> float | None:
+    """Frames a second by the step of the fourth axis, where it is a time and one of an echo."""
+    step = float(header["pixdim"][4]) * _SECONDS.get(header.get_xyzt_units()[1], math.nan)
+    return 1 / step if 1 / _FASTEST_FPS <= step <= 1 / _SLOWEST_FPS else None
+
+
+def _read_metaimage(data: bytes, max_pixels: int) -> _Read:
     with damage_explained(_META_DAMAGED):
         fields, start = _meta_header(data)
         if fields.get("ElementDataFile") != "LOCAL":
@@ -173,7 +187,7 @@ def _read_metaimage(data: bytes, max_pixels: int) -> tuple[NDArray[Any], tuple[f
             )
         array = np.frombuffer(body[:size], kind).reshape(shape[::-1]).T
         stated = fields.get("ElementSpacing", fields.get("ElementSize", "nan nan")).split()
-        return array, (float(stated[0]), float(stated[1]))
+        return array, (float(stated[0]), float(stated[1])), None  # it has no unit of time
 
 
 def _meta_header(data: bytes) -> tuple[dict[str, str], int]:

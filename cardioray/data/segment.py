@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,15 +80,27 @@ class SegmentPreprocess:
         return np.asarray(cv2.resize(labels, side, interpolation=cv2.INTER_NEAREST_EXACT))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Frames:
-    """Frames as a file stores them: (H, W) each, and their numbers."""
+    """Frames as a file stores them.
+
+    Attributes:
+        numbered: (H, W) each, and their numbers.
+        spacing_mm: height and width of a pixel; None where the file does not say.
+        fps: frames a second, likewise.
+        is_cine: whether the file has an axis of time.
+        in_file: how many frames it holds, NaN where that was not counted.
+        patient: made of the Patient ID of a DICOM file, else NaN.
+        study: likewise of the Study Instance UID.
+    """
 
     numbered: list[tuple[int, UInt8Image]]
-    spacing_mm: tuple[float, float] | None
-    fps: float | None
+    spacing_mm: tuple[float, float] | None = None
+    fps: float | None = None
     is_cine: bool
+    in_file: float = math.nan
     patient: float = math.nan
+    study: float = math.nan
 
 
 @config
@@ -132,14 +143,16 @@ class SegmentDecoder:
     ) -> list[DecodedSample]:
         """Read the wanted frames.
 
-        The facts of a sample: `spacing_row_mm` and `spacing_column_mm` of a pixel of the source,
-        and `fps`, NaN where the file does not say; `is_cine` (1 where the file has an axis of
-        time); `patient`, a number that two files of one patient have in common, NaN where the file
-        names none.
+        A cine is cut to `max_frames`. The facts of a sample: `spacing_row_mm` and
+        `spacing_column_mm` of a pixel of the source, and `fps`, NaN where the file does not say;
+        `is_cine` (1 where the file has an axis of time); `chosen` (1 where `frames` names one);
+        `source_frames` in the file, NaN where they were not counted; `wanted_frames`, of which a
+        cut leaves fewer; `patient` and `study`, numbers that two files of one patient, and of one
+        examination, have in common, NaN where the file names none.
         """
         selection = FrameSelection.parse(frames) if frames else self.selection
         found = _read(data, selection, max_frames)
-        return [self._sample(number, frame, found) for number, frame in found.numbered]
+        return [self._sample(number, frame, found, selection) for number, frame in found.numbered]
 
     def decode_labelled(
         self, data: bytes, labels: bytes, frames: str | None, max_frames: int = MAX_FRAMES
@@ -189,10 +202,16 @@ class SegmentDecoder:
     def from_array(self, array: NDArray[Any]) -> DecodedSample:
         """A picture (H, W), (H, W, 1) or (H, W, 3) of any type that `to_uint8` can scale."""
         frame = _grey(picture_of(array))
-        return self._sample(0, frame, _Frames([(0, frame)], None, None, is_cine=False))
+        found = _Frames(numbered=[(0, frame)], is_cine=False, in_file=1)
+        return self._sample(0, frame, found, self.selection)
 
-    def _sample(self, number: int, frame: UInt8Image, found: _Frames) -> DecodedSample:
+    def _sample(
+        self, number: int, frame: UInt8Image, found: _Frames, selection: FrameSelection
+    ) -> DecodedSample:
         height_mm, width_mm = found.spacing_mm or (math.nan, math.nan)
+        wanted = found.in_file
+        if selection.kind == "range":
+            wanted = selection.last - selection.first + 1
         return DecodedSample(
             frame=str(number),
             arrays={IMAGE: self.preprocess.apply(frame)},
@@ -202,7 +221,11 @@ class SegmentDecoder:
                 "spacing_column_mm": width_mm,
                 "fps": math.nan if found.fps is None else found.fps,
                 "is_cine": float(found.is_cine),
+                "chosen": float(selection.kind == "range" and wanted == 1),
+                "source_frames": float(found.in_file),
+                "wanted_frames": float(wanted),
                 "patient": found.patient,
+                "study": found.study,
             },
         )
 
@@ -217,12 +240,15 @@ def _read(data: bytes, selection: FrameSelection, max_frames: int) -> _Frames:
         if kind in RASTER_KINDS:
             images = read_numbered_frames(data, frames=selection, max_frames=max_frames)
             numbered = [(number, _grey(image)) for number, image in images]
-            found = _Frames(numbered, None, None, is_cine=len(numbered) > 1)
+            counted = len(numbered) if selection.kind == "all" else math.nan
+            found = _Frames(numbered=numbered, is_cine=len(numbered) > 1, in_file=counted)
         else:
             found = _read_cine(data, selection, max_frames)
     if not found.numbered:
         raise UnreadableImage("The file holds no frame.")
-    if all(_is_label_map(frame) for _, frame in found.numbered):
+    levels = [len(np.unique(frame)) for _, frame in found.numbered]
+    # A structure may be missing in a frame, which then has one level.
+    if 1 < max(levels) < _FEWEST_LEVELS:
         raise UnreadableImage(
             "The file holds a label map, not a picture: its pixels are the numbers of structures. "
             "Send the echo picture itself."
@@ -232,38 +258,47 @@ def _read(data: bytes, selection: FrameSelection, max_frames: int) -> _Frames:
 
 def _read_volume(data: bytes, selection: FrameSelection, max_frames: int) -> _Frames:
     volume = read_volume(data)
-    wanted = _wanted(selection, len(volume.frames), max_frames)
-    pictures = to_uint8(volume.frames[wanted.start : wanted.stop])
-    numbered = list(zip(wanted, pictures, strict=True))
-    return _Frames(numbered, volume.spacing_mm, None, is_cine=volume.has_time)
+    count = len(volume.frames)
+    if count == 1 and selection.kind == "range":
+        # A still of a cine that has a file of its own: its number says where it was.
+        numbered = [(selection.first, to_uint8(volume.frames[0]))]
+    else:
+        wanted = selection.indices(count)[:max_frames]
+        pictures = to_uint8(volume.frames[wanted.start : wanted.stop])
+        numbered = list(zip(wanted, pictures, strict=True))
+    return _Frames(
+        numbered=numbered,
+        spacing_mm=volume.spacing_mm,
+        fps=volume.fps,
+        is_cine=count > 1,
+        in_file=count,
+    )
 
 
 def _read_cine(data: bytes, selection: FrameSelection, max_frames: int) -> _Frames:
     cine = Cine.open(data)
-    wanted = _wanted(selection, cine.num_frames, max_frames)
+    wanted = selection.indices(cine.num_frames)[:max_frames]
     frames = [_grey(frame) for frame in cine.frames(wanted.start, wanted.stop)]
     spacing = None
     if cine.cm_per_px is not None:
         spacing = (cine.cm_per_px[0] * _MM_PER_CM, cine.cm_per_px[1] * _MM_PER_CM)
-    is_cine = cine.num_frames > 1 or not cine.is_dicom
-    numbered = list(zip(wanted, frames, strict=True))
-    patient = _patient_of(data) if cine.is_dicom else math.nan
-    return _Frames(numbered, spacing, cine.fps, is_cine=is_cine, patient=patient)
+    identity = read_identity(io.BytesIO(data)) if cine.is_dicom else None
+    return _Frames(
+        numbered=list(zip(wanted, frames, strict=True)),
+        spacing_mm=spacing,
+        fps=cine.fps,
+        is_cine=cine.num_frames > 1 or not cine.is_dicom,
+        in_file=cine.num_frames,
+        patient=math.nan if identity is None else _number_of(identity.patient_id),
+        study=math.nan if identity is None else _number_of(identity.study_uid),
+    )
 
 
-def _patient_of(data: bytes) -> float:
-    """A number made of the Patient ID of a DICOM file."""
-    identity = read_identity(io.BytesIO(data))
-    if identity is None or not identity.patient_id:
+def _number_of(name: str) -> float:
+    """A number made of a name that goes no further; NaN of an empty one."""
+    if not name:
         return math.nan
-    digest = hashlib.sha256(identity.patient_id.encode()).digest()
-    return float(int.from_bytes(digest[:6], "big"))
-
-
-def _wanted(selection: FrameSelection, count: int, max_frames: int) -> range:
-    """Frames to read, at most `max_frames` from the first one on."""
-    wanted = selection.indices(count)
-    return wanted[:max_frames]
+    return float(int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big"))
 
 
 def _read_labels(
@@ -294,25 +329,34 @@ def _read_labels(
 
 
 def _drawn(data: bytes, shape: tuple[int, int]) -> UInt8Image:
-    """A label map from outlines in px."""
+    """A label map from outlines in px, counted from the middle of the upper left pixel."""
     labels = np.zeros(shape, np.uint8)
     for name, outline in json.loads(data).items():
-        points = np.asarray(outline, float)
-        # Corners to a sixteenth of a pixel.
-        corners = np.rint(points * 16).astype(np.int32)
-        cv2.fillPoly(labels, [corners], STRUCTURES[name], shift=4)
+        labels[_inside(np.asarray(outline, float), shape)] = STRUCTURES[name]
     return labels
+
+
+def _inside(outline: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Pixels whose middle lies inside a polygon (N, 2), x before y.
+
+    `cv2.fillPoly` paints half a pixel more all round, which is a tenth of a small cavity.
+    """
+    height, width = shape
+    crossings = np.zeros((height, width + 1), np.int64)
+    for (x, y), (other_x, other_y) in zip(outline, np.roll(outline, -1, axis=0), strict=True):
+        top, bottom = sorted((y, other_y))
+        rows = np.arange(max(0, math.ceil(top)), min(height, math.ceil(bottom)))
+        if len(rows):
+            at = x + (rows - y) * ((other_x - x) / (other_y - y))
+            crossings[rows, np.clip(np.ceil(at), 0, width).astype(int)] += 1
+    inside: NDArray[np.bool_] = np.cumsum(crossings, axis=1)[:, :width] % 2 == 1
+    return inside
 
 
 def _grey(frame: UInt8Image) -> UInt8Image:
     if frame.ndim == 3 and frame.shape[2] == 1:
         return frame[..., 0]
     return frame if frame.ndim == 2 else np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
-
-
-def _is_label_map(frame: UInt8Image) -> bool:
-    levels: Sequence[int] = np.unique(frame).tolist()
-    return 1 < len(levels) < _FEWEST_LEVELS
 
 
 def _resized(frame: UInt8Image, side: int) -> UInt8Image:

@@ -141,6 +141,12 @@ def _with_outlines(
                     "mask": json.dumps({"cavity": traced_outline(traced).round(2).tolist()}),
                 }
             )
+    if not pieces:
+        raise ValueError(
+            f"{storage.join(data, place)} traces two frames of none of the {len(table)} videos of "
+            f"{data}, so that there is no outline. Are the names in its column FileName those of "
+            "the videos?"
+        )
     untraced = len(table) - len({piece["source"] for piece in pieces})
     warnings = [text for text in manifest.warnings if "no tracing of two frames" not in text]
     if untraced:

@@ -95,6 +95,8 @@ class ShardSet:
         Raises:
             ValueError: when `path` holds none, or one of another format.
         """
+        # Workers have working folders of their own.
+        path = storage.absolute(path)
         index = read_index(path)
         if index is None:
             raise ValueError(

@@ -160,6 +160,25 @@ def folds_within(
     return results
 
 
+def training_within(
+    table: pd.DataFrame, labels: NDArray[np.float32], part: NDArray[np.bool_], config: SplitConfig
+) -> pd.Series:
+    """Train and validation patients among some of the rows; the others are in no split ("").
+
+    The same patients are divided alike, whatever else is in the table.
+
+    Args:
+        table: manifest rows; a `split` column is not looked at.
+        labels: one number a row, NaN where unknown.
+        part: which rows take part; all or none of a patient's.
+        config: shares of train and validation, and seed.
+    """
+    drawn, _ = _draw(_patients(table[part], labels[part]), ["train", "validation"], config)
+    split = table["patient_id"].map(drawn).fillna("").rename("split")
+    assert (split.eq("") == ~part).all()
+    return split
+
+
 def _patients(table: pd.DataFrame, labels: NDArray[np.float32]) -> pd.Series:
     """Stratum of every patient, in the order of their ids; `_UNLABELLED` without a label."""
     assert len(table) == len(labels)

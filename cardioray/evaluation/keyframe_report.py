@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -19,10 +22,15 @@ from cardioray.evaluation.intervals import (
     Floats,
     Interval,
     PairedTest,
+    holm,
     paired_patient_bootstrap,
     patient_bootstrap,
 )
-from cardioray.evaluation.metrics import auc_statistic, binary_statistics, regression_statistics
+from cardioray.evaluation.metrics import (
+    auc_within_groups,
+    binary_statistics,
+    regression_statistics,
+)
 from cardioray.evaluation.uncertainty import (
     CoverageCurve,
     RiskCoverageCurve,
@@ -35,6 +43,8 @@ from cardioray.evaluation.uncertainty import (
     wrong_side_probability,
 )
 from cardioray.targets import BinaryTarget, RegressionTarget
+
+log = logging.getLogger(__name__)
 
 ENSEMBLE = "ensemble"
 CONSTANT = "constant mean"
@@ -57,6 +67,8 @@ class ModelRow:
         coverage: of its predictive intervals; None for a model without SD.
         against: absolute error of the ensemble minus its own, on the studies that both answer;
             below 0 the ensemble is nearer. None for the ensemble, and for a model of the class.
+        p_holm: p-value of that test, corrected for the number of models (Holm 1979); NaN without
+            a test.
     """
 
     model: str
@@ -65,6 +77,7 @@ class ModelRow:
     question: Mapping[str, Interval]
     coverage: Figures | None
     against: PairedTest | None
+    p_holm: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -115,7 +128,7 @@ class KeyframeReport:
                 own |= {name: row.coverage.values[name] for name in _COVERAGE}
             if row.against is not None:
                 own["ensemble_minus_model_mae"] = row.against.difference
-                flat["p_against_ensemble"] = row.against.p_value
+                flat["p_holm"] = row.p_holm
             for name, found in own.items():
                 flat |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
             rows.append(flat)
@@ -159,7 +172,7 @@ class KeyframeReport:
             model = plots.ScoredModel(self.question.name, truth, probability, patients, auc)
             found["roc"] = plots.roc_plot([model], seed=self.resampling.seed)
             found["confusion"] = plots.confusion_plot(
-                truth, probability >= 0.5, self.question.classes
+                truth, _decisions(classes), self.question.classes
             )
         return found
 
@@ -186,8 +199,9 @@ def keyframe_report(
 
     Args:
         predictions: `model`, `study_id`, `patient_id`, `label` (the number), `value`, `sd`,
-            `probability`; NaN of what a model does not tell. One row a study and model; "ensemble"
-            is among the models.
+            `probability`; NaN of what a model does not tell. `positive` is what a model decides, 0
+            or 1; without it, a probability of 0.5 does. Where there is a `fold`, AUCs compare
+            studies of one fold. One row a study and model; "ensemble" is among the models.
         target: the number.
         question: the class.
         seed: of the patient bootstrap.
@@ -208,7 +222,11 @@ def keyframe_report(
     if CONSTANT in models:
         ordered.append(CONSTANT)
     own = _of(predictions, ENSEMBLE)
-    rows = tuple(_row(predictions, name, target, question, resampling) for name in ordered)
+    scored = [_row(predictions, name, target, question, resampling) for name in ordered]
+    corrected = holm([row.against.p_value if row.against else math.nan for row in scored])
+    rows = tuple(
+        replace(row, p_holm=p_value) for row, p_value in zip(scored, corrected, strict=True)
+    )
     return KeyframeReport(
         target=target,
         question=question,
@@ -293,10 +311,11 @@ def _of_class(
         return {}
     truth = _classes(table, target, question)
     probability = table["probability"].to_numpy(float)
-    positive = probability >= 0.5
+    positive, folds = _decisions(table), _folds(table)
 
     def statistic(weights: Any) -> dict[str, Any]:
         found = binary_statistics(truth, probability, probability, positive, weights)
+        found["auc"] = auc_within_groups(truth, probability, folds, weights)
         return {name: found[name] for name in _QUESTION}
 
     found = patient_bootstrap(
@@ -307,6 +326,21 @@ def _of_class(
         confidence=resampling.confidence,
     )
     return {name: found[name] for name in _QUESTION}
+
+
+def _decisions(table: pd.DataFrame) -> NDArray[np.bool_]:
+    """What a model calls each study."""
+    likely = table["probability"] >= 0.5
+    if "positive" not in table:
+        return likely.to_numpy(bool)
+    return table["positive"].fillna(likely).to_numpy(bool)
+
+
+def _folds(table: pd.DataFrame) -> NDArray[Any]:
+    """The fold of each study; one for all where there are none."""
+    if "fold" not in table:
+        return np.zeros(len(table))
+    return table["fold"].to_numpy(str)
 
 
 def _classes(table: pd.DataFrame, target: RegressionTarget, question: BinaryTarget) -> Floats:
@@ -333,10 +367,10 @@ def _risk_curves(
 
 
 def _auc(table: pd.DataFrame, truth: Any, resampling: Resampling) -> Interval:
-    probability = table["probability"].to_numpy(float)
+    probability, folds = table["probability"].to_numpy(float), _folds(table)
     return patient_bootstrap(
         table,
-        lambda weights: {"auc": auc_statistic(truth, probability, weights)},
+        lambda weights: {"auc": auc_within_groups(truth, probability, folds, weights)},
         num_resamples=resampling.num_resamples,
         seed=resampling.seed,
         confidence=resampling.confidence,
@@ -371,11 +405,15 @@ def _plain(row: ModelRow) -> dict[str, Any]:
         "class": {name: value.to_dict() for name, value in row.question.items()},
         "coverage": None if row.coverage is None else row.coverage.to_dict(),
         "ensemble_minus_model_mae": None if row.against is None else row.against.to_dict(),
+        "p_holm": None if math.isnan(row.p_holm) else row.p_holm,
     }
 
 
 def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Predictions of several models as one table, of the studies that all of them have in common.
+
+    How many studies are left out is said in the log. A model without folds gets those of the first
+    table.
 
     Raises:
         ValueError: when they have none in common, or disagree about a label.
@@ -384,9 +422,20 @@ def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     if not common:
         raise ValueError("the predictions have no study in common: compare models of one data set.")
     every = pd.concat(tables, ignore_index=True)
+    lost = set(every["study_id"]) - common
+    if lost:
+        log.warning(
+            "%d of %d studies are left out, since not every model has an answer for them: %s.",
+            len(lost),
+            len(lost) + len(common),
+            ", ".join(sorted(lost)[:3]) + (" and others" if len(lost) > 3 else ""),
+        )
     every = every[every["study_id"].isin(common)].reset_index(drop=True)
     labels = every.groupby("study_id")["label"].agg(["min", "max"])
     apart = labels[(labels["max"] - labels["min"]) > 1e-3]
     if len(apart):
         raise ValueError(f"study {apart.index[0]} has different labels in the predictions.")
+    if "fold" in tables[0]:
+        folds = tables[0].drop_duplicates("study_id").set_index("study_id")["fold"]
+        every["fold"] = every["study_id"].map(folds)
     return every

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
 from cardioray.clinical.calibration import (
+    CALIBRATIONS,
     Calibration,
     ConformalBinary,
     ConformalInterval,
@@ -145,6 +146,28 @@ class RegressionOperatingPoint(OperatingPoint):
         return low, np.inf if self.high is None else self.high
 
 
+def calibration_method(target: BinaryTarget | RegressionTarget, name: str) -> str:
+    """The calibration that a target gets where a task asks for one by its name.
+
+    Numbers beside probabilities are left as they are by a calibration of probabilities alone.
+
+    Args:
+        target: what is calibrated.
+        name: of probabilities "none", "platt", "temperature" or "isotonic"; of numbers "none",
+            "linear" or "isotonic".
+
+    Raises:
+        ValueError: when the name is unknown, or one of numbers is asked for a probability.
+    """
+    if isinstance(target, BinaryTarget):
+        CALIBRATIONS.get(name)
+        return name
+    if name in CALIBRATIONS and name not in NUMBER_CALIBRATIONS:
+        return "none"
+    NUMBER_CALIBRATIONS.get(name)
+    return name
+
+
 @overload
 def fit_operating_point(
     calibration_predictions: pd.DataFrame,
@@ -188,8 +211,7 @@ def fit_operating_point(
             split "calibration" are used and the others ignored.
         target: what the label means.
         rule: threshold rule, such as "youden" or "sensitivity:0.90"; binary targets only.
-        calibration: of probabilities "none", "platt", "temperature" or "isotonic"; of numbers
-            "linear" or "isotonic", and any other name leaves them as they are.
+        calibration: as of `calibration_method`.
         alpha: share of patients whose truth may be outside the conformal set or interval.
         seed: of the cross-fitting.
 
@@ -201,8 +223,8 @@ def fit_operating_point(
     studies = per_study(select_split(table, "calibration"))
     labels, scores = studies["label"].to_numpy(), studies["score"].to_numpy()
     patients = studies["patient_id"].nunique()
+    method = calibration_method(target, calibration)
     if isinstance(target, RegressionTarget):
-        method = calibration if calibration in NUMBER_CALIBRATIONS else "none"
         owners = studies["patient_id"]
         held_out = calibrate_numbers_out_of_fold(method, labels, scores, owners, seed=seed)
         return RegressionOperatingPoint(
@@ -214,8 +236,8 @@ def fit_operating_point(
             patients=patients,
             studies=len(studies),
         )
-    fitted = fit_calibration(calibration, labels, scores)
-    honest = calibrate_out_of_fold(calibration, labels, scores, studies["patient_id"], seed=seed)
+    fitted = fit_calibration(method, labels, scores)
+    honest = calibrate_out_of_fold(method, labels, scores, studies["patient_id"], seed=seed)
     return BinaryOperatingPoint(
         target=target.name,
         threshold=choose_threshold(labels, fitted.apply(scores), rule),

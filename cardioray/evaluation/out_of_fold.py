@@ -8,17 +8,19 @@ from dataclasses import dataclass
 import pandas as pd
 
 from cardioray.clinical.calibration import ConformalBinary, NoCalibration, patient_folds
+from cardioray.clinical.number_calibration import least_patients
 from cardioray.evaluation.figures import decide
 from cardioray.evaluation.operating_point import (
     BinaryOperatingPoint,
     RegressionOperatingPoint,
+    calibration_method,
     fit_operating_point,
 )
 from cardioray.evaluation.predictions import check_predictions, per_study, select_split
 from cardioray.targets import BinaryTarget, RegressionTarget
 
-# With three patients of a class, each fit still sees two of them, which its own cross-fit needs.
-_LEAST_TO_CROSS_FIT = 3
+# Of a class, for the cross-fit that each fit makes of its own.
+_LEAST_TO_FIT = 2
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,12 @@ class FittingSettings:
     calibration: str = "platt"
     alpha: float = 0.1
     seed: int = 0
+
+    def least(self, target: BinaryTarget | RegressionTarget) -> int:
+        """How many patients are enough to fit on; of a yes/no question, in each class."""
+        if isinstance(target, BinaryTarget):
+            return _LEAST_TO_FIT
+        return max(_LEAST_TO_FIT, least_patients(calibration_method(target, self.calibration)))
 
     def fit(
         self, rows: pd.DataFrame, target: BinaryTarget | RegressionTarget
@@ -73,13 +81,14 @@ def decide_out_of_fold(
 ) -> OutOfFold:
     """Decide the test rows of a table of one or several folds.
 
-    A fold's operating point comes from its rows of split "calibration" when each fold has at
-    least two calibration patients of each class. Otherwise it is cross-fitted over the test
-    patients, never on the patient that is decided. With fewer than three test patients of a class
-    nothing is fitted: the threshold is 0.5 and every answer is uncertain.
+    A fold's operating point comes from its rows of split "calibration" when each fold has enough
+    calibration patients (`FittingSettings.least`): two of each class, or four for a calibration of
+    numbers. Otherwise it is cross-fitted over the test patients, never on the patient that is
+    decided, which takes one more. With fewer of a class nothing is fitted: the threshold is 0.5
+    and every answer is uncertain.
 
     Raises:
-        ValueError: when the table is at fault.
+        ValueError: when the table is at fault, or there are too few patients for numbers.
     """
     table = check_predictions(predictions, target)
     test = select_split(table, "test")
@@ -105,12 +114,14 @@ def _operating_points(
     """Rows of the test table, piece by piece, with the operating point that decides them."""
     calibration = table[table["split"] == "calibration"]
     by_fold = {fold: calibration[calibration["fold"] == fold] for fold in test["fold"].unique()}
-    if all(_patients_of_smaller_class(rows, target) >= 2 for rows in by_fold.values()):
+    least = settings.least(target)
+    if all(_patients_of_smaller_class(rows, target) >= least for rows in by_fold.values()):
         return "calibration patients of the same fold", (
             (test.index[test["fold"] == fold], settings.fit(rows, target))
             for fold, rows in by_fold.items()
         )
-    if _patients_of_smaller_class(test, target) >= _LEAST_TO_CROSS_FIT:
+    there = _patients_of_smaller_class(test, target)
+    if there > least:
         labels = test["label"] if isinstance(target, BinaryTarget) else None
         folds = patient_folds(labels, test["patient_id"], seed=settings.seed)
         return "cross-fitted over test patients", (
@@ -118,7 +129,11 @@ def _operating_points(
             for fitted, held_out in folds
         )
     if isinstance(target, RegressionTarget):
-        raise ValueError(f"target {target.name!r}: at least {_LEAST_TO_CROSS_FIT} patients needed.")
+        raise ValueError(
+            f"target {target.name!r}: calibration {settings.calibration!r} is fitted on at least "
+            f"{least} calibration patients, or across at least {least + 1} that are scored; there "
+            f"are {there}."
+        )
     unfitted = BinaryOperatingPoint(
         target=target.name,
         threshold=0.5,

@@ -34,6 +34,8 @@ PREDICTION_COLUMNS = (
 )
 # Of cines: what a single window of them, the middle one, says. Not every table has it.
 ONE_WINDOW = "score_one_window"
+# Of outlined studies: the views that a number was measured in, "A4C+A2C". Not every table has it.
+MEASURED_VIEWS = "measured_views"
 SPLITS = ("train", "validation", "calibration", "test")
 _TEXT_COLUMNS = ("head", "split", "patient_id", "study_id", "sample_id", "source")
 _STUDY_KEYS = ["fold", "split", "patient_id", "study_id"]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 from cardioray.evaluation.figures import Figures, Resampling
 from cardioray.evaluation.intervals import Statistic, patient_bootstrap
@@ -25,6 +25,10 @@ COLUMNS = ("patient_id", "label", "value", "sd")
 # Central intervals whose coverage is reported, in percent.
 LEVELS = (50, 80, 95)
 _CURVE_LEVELS = tuple(share / 100 for share in range(5, 100, 5))
+# A person should look at a study whose sd is above that of this share of the calibration studies,
+# and at one that is on the wrong side of the cut-off with more than this probability.
+REVIEW_SHARE = 0.8
+REVIEW_WRONG_SIDE = 0.25
 
 
 @dataclass(frozen=True)
@@ -141,22 +145,30 @@ def review_queue(table: pd.DataFrame, cutoff: float | None = None) -> pd.DataFra
     """The studies in the order in which a person should look at them.
 
     Args:
-        table: as the module says; `label` may be missing. Other columns stay.
+        table: as the module says; `label` may be missing. Where there is an `sd_limit`, the sd
+            above which a person should look, studies are flagged. Other columns stay.
         cutoff: by which the number decides. Without one, studies with the largest sd come first;
             with one, those that are the likeliest to be on its wrong side.
 
     Returns:
         The table sorted, with a fresh index and the columns `rank_by_sd` (1 is the largest) and,
-        with a cut-off, `sds_to_cutoff`, `wrong_side_probability` and `rank_by_cutoff`.
+        with a cut-off, `sds_to_cutoff`, `wrong_side_probability` and `rank_by_cutoff`; with a
+        limit, `flagged`: the sd is above it, or the study is on the wrong side of the cut-off with
+        a probability above `REVIEW_WRONG_SIDE`.
 
     Raises:
         ValueError: as `uncertainty_figures`.
     """
     _, values, sds = _columns(table.assign(label=0.0) if "label" not in table else table)
     queue = table.assign(rank_by_sd=_ranks(sds))
+    limited = "sd_limit" in table
+    if limited:
+        queue["flagged"] = sds > table["sd_limit"].to_numpy(float)
     if cutoff is None:
         return queue.sort_values("rank_by_sd", kind="stable", ignore_index=True)
     doubt = wrong_side_probability(values, sds, cutoff)
+    if limited:
+        queue["flagged"] |= doubt > REVIEW_WRONG_SIDE
     queue = queue.assign(
         sds_to_cutoff=np.abs(values - cutoff) / sds,
         wrong_side_probability=doubt,
@@ -176,7 +188,7 @@ def risk_coverage(errors: ArrayLike, doubts: ArrayLike) -> RiskCoverageCurve:
     """
     costs, order = np.asarray(errors, dtype=float), np.asarray(doubts, dtype=float)
     count = len(costs)
-    kept = _kept_risk(costs, order, np.ones((1, count)))[0]
+    kept = _kept_risk(costs, order)
     return RiskCoverageCurve(np.arange(count) / count, kept[::-1], float(kept.mean()))
 
 
@@ -309,28 +321,41 @@ def _band_statistic(rows: pd.DataFrame) -> Statistic:
     return statistic
 
 
-def _kept_risk(errors: Floats, doubts: Floats, weights: Floats) -> Floats:
-    """Mean error of the rows up to each one, the least doubtful first; (resamples, rows).
+def _kept_risk(errors: Floats, doubts: Floats) -> Floats:
+    """Mean error of the rows up to each one, the least doubtful first; (rows,).
 
     The rows are in the order of their doubts. Within a tie each row counts with the tie's mean
     error, which is what an order by chance gives on average.
     """
-    order = np.argsort(doubts, kind="stable")
-    drawn, costs = weights[:, order], errors[order]
-    starts = np.append(0, np.flatnonzero(np.diff(doubts[order])) + 1)
-    sizes = np.diff(np.append(starts, len(order)))
-    total = np.add.reduceat(drawn, starts, axis=1)
-    spent = np.add.reduceat(drawn * costs, starts, axis=1)
-    means = np.divide(spent, total, out=np.zeros_like(spent), where=total > 0)
-    kept = np.cumsum(drawn, axis=1)
-    lost = np.cumsum(drawn * np.repeat(means, sizes, axis=1), axis=1)
-    return np.asarray(np.divide(lost, kept, out=np.zeros_like(lost), where=kept > 0))
+    costs, starts, sizes = _ties(errors, doubts)
+    means = np.add.reduceat(costs, starts) / sizes
+    return np.asarray(np.cumsum(np.repeat(means, sizes)) / np.arange(1, len(costs) + 1))
 
 
 def _area(errors: Floats, doubts: Floats, weights: Floats) -> Floats:
+    """Mean of `_kept_risk` over all rows, of rows that are drawn several times; (resamples,).
+
+    Copies of a row are ties. With K rows of summed error L kept before a tie of k rows of mean
+    error m, the risks within it add up to sum_j (L + j m) / (K + j), j = 1..k, which is
+    k m + (L - K m) (H(K + k) - H(K)) with harmonic numbers H.
+    """
     order = np.argsort(doubts, kind="stable")
-    risk = _kept_risk(errors, doubts, weights)
-    return np.asarray((weights[:, order] * risk).sum(axis=1) / weights.sum(axis=1))
+    costs, starts, _ = _ties(errors, doubts)
+    drawn = weights[:, order]
+    total = np.add.reduceat(drawn, starts, axis=1)
+    spent = np.add.reduceat(drawn * costs, starts, axis=1)
+    means = np.divide(spent, total, out=np.zeros_like(spent), where=total > 0)
+    kept, lost = np.cumsum(total, axis=1) - total, np.cumsum(spent, axis=1) - spent
+    harmonic = special.digamma(kept + total + 1) - special.digamma(kept + 1)
+    sums = spent + (lost - kept * means) * harmonic
+    return np.asarray(sums.sum(axis=1) / weights.sum(axis=1))
+
+
+def _ties(errors: Floats, doubts: Floats) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64]]:
+    """Errors in the order of their doubts, where ties of equal doubts begin, and their sizes."""
+    order = np.argsort(doubts, kind="stable")
+    starts = np.append(0, np.flatnonzero(np.diff(doubts[order])) + 1)
+    return errors[order], starts, np.diff(np.append(starts, len(order)))
 
 
 def _ranks(doubts: Floats) -> NDArray[np.int64]:

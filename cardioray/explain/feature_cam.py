@@ -8,7 +8,7 @@ the answer along each feature says all.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,8 +19,8 @@ from cardioray.models.backbones import NoFeatureMap
 from cardioray.registry import unknown_name
 
 Floats = NDArray[np.float64]
-Method = Literal["gradcam", "gradcam++"]
 
+METHODS = ("gradcam++", "gradcam")
 # Of a feature's size, or of 1 where it is smaller.
 _STEP = 1e-3
 # Half the width of the band around the mitral plane that counts as it, as a share of the plane.
@@ -54,7 +54,7 @@ def feature_cam(maps: Floats, gradient: Floats, method: str) -> Heat:
     Args:
         maps: the last feature map, (D, h, w).
         gradient: of the answer by the average of each map, (D,).
-        method: "gradcam" or "gradcam++".
+        method: one of `METHODS`.
 
     Returns:
         float32 (h, w) in [0, 1], scaled to its own largest value; all zero where nothing speaks
@@ -64,10 +64,8 @@ def feature_cam(maps: Floats, gradient: Floats, method: str) -> Heat:
         ValueError: for another method.
         NoFeatureMap: for a map of fewer than three positions a side.
     """
-    if method not in ("gradcam", "gradcam++"):
-        raise unknown_name(
-            "heat-map method for heads on features", method, ("gradcam", "gradcam++")
-        )
+    if method not in METHODS:
+        raise unknown_name("heat-map method for averaged features", method, METHODS)
     if min(maps.shape[1:]) < MIN_POSITIONS:
         raise NoFeatureMap(
             f"The last feature map has {maps.shape[2]} x {maps.shape[1]} positions; heat maps need "
@@ -98,23 +96,26 @@ def heat_shares(
 
     Returns:
         By structure, for "mitral_plane" and for "elsewhere", shares that add up to 1 but for the
-        mitral plane, which lies across the others; NaN where there is no heat.
+        mitral plane, which lies across the others. NaN where there is no heat, of a structure that
+        the label map lacks, and of "elsewhere" beside such a one, which lies there.
     """
     height, width = labels.shape
     laid = cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR).astype(float)
     total = laid.sum()
+    found = dict.fromkeys([*structures, "mitral_plane", "elsewhere"], float("nan"))
     if not total > 0:
-        return dict.fromkeys([*structures, "mitral_plane", "elsewhere"], float("nan"))
-    found = {
-        name: float(laid[labels == number].sum() / total) for name, number in structures.items()
-    }
-    found["mitral_plane"] = float("nan")
+        return found
+    inside = {name: labels == number for name, number in structures.items()}
+    for name, mask in inside.items():
+        if mask.any():
+            found[name] = float(laid[mask].sum() / total)
     if plane is not None:
         ends = np.rint(np.asarray(plane)[:, ::-1]).astype(int)
         reach = max(1, round(_PLANE * float(np.hypot(*(ends[1] - ends[0])))))
         band = np.zeros((height, width), np.uint8)
         cv2.line(band, ends[0].tolist(), ends[1].tolist(), 1, 2 * reach)
         found["mitral_plane"] = float(laid[band > 0].sum() / total)
-    inside = np.isin(labels, list(structures.values()))
-    found["elsewhere"] = float(laid[~inside].sum() / total)
+    if all(mask.any() for mask in inside.values()):
+        outside = ~np.any(list(inside.values()), axis=0)
+        found["elsewhere"] = float(laid[outside].sum() / total)
     return found

@@ -18,6 +18,7 @@ from cardioray.data.decoding import DecodedSample, Decoder, LabelledDecoder
 from cardioray.data.frames import LOST_FILES
 from cardioray.data.isolation import IsolatedDecoder, IsolationConfig
 from cardioray.data.nifti import read_labels, read_source
+from cardioray.outlines import parse_spacing, with_spacing
 from cardioray.predictor import Predictor
 from cardioray.studies import open_predictor
 
@@ -72,6 +73,8 @@ class SourceFile:
         frames: which of its frames, as a manifest says it; "" for the task's default.
         view: the view it shows, where a manifest says it; "" elsewhere.
         split: its split, as a manifest says it; "" elsewhere.
+        spacing_mm: height and width of a pixel where the file does not state them, as
+            `parse_spacing` reads it; "" where nobody says it.
         mask: its label map (`Manifest.masks`), where the samples are to have theirs; "" elsewhere.
     """
 
@@ -79,6 +82,7 @@ class SourceFile:
     frames: str = ""
     view: str = ""
     split: str = ""
+    spacing_mm: str = ""
     mask: str = ""
 
 
@@ -112,6 +116,9 @@ class PredictorActor:
                 samples = self._decoder.decode(data, file.frames or None)
         except LOST_FILES as error:
             return str(error)
+        if file.spacing_mm:
+            pixel = parse_spacing(file.spacing_mm)
+            samples = [with_spacing(sample, pixel) for sample in samples]
         return [replace(sample.without_picture(), view=file.view) for sample in samples]
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,6 +27,7 @@ from cardioray.data import cluster
 from cardioray.data.decoding import DecodedSample
 from cardioray.data.frames import FrameSelection
 from cardioray.data.image import UnreadableImage
+from cardioray.data.keyframe_layouts import phases_of_cines
 from cardioray.data.layouts import TABLE_SUFFIXES, as_text, find_table, read_table, shown
 from cardioray.data.manifest import resolve
 from cardioray.data.shards import write_quarantine, write_table
@@ -42,9 +44,14 @@ from cardioray.inference.actors import (
 from cardioray.inference.columns import as_csv, require_videos, video_rows
 from cardioray.inference.dicom_files import DicomFiles
 from cardioray.model_store import bundle_place
+from cardioray.outlines import parse_spacing
 from cardioray.systoles import OutlinedBeatsPredictor
-from cardioray.targets import Target
+from cardioray.tasks.base import Task
+from cardioray.tasks.keyframe_ef import KeyframeEfTask
+from cardioray.tasks.lv_seg import LvSegTask
 from cardioray.terminal import progress_bar
+
+log = logging.getLogger(__name__)
 
 # A part is what a killed run may have to do again, and what an actor gets at a time.
 FILES_PER_PART = 64
@@ -101,6 +108,7 @@ def predict_files(
     columns: str | None = None,
     dicom: Sequence[str] = (),
     systoles_from: str | None = None,
+    spacing_mm: str | None = None,
 ) -> pd.DataFrame:
     """Answer for every study of some files as `Predictor.predict` would, and write a table.
 
@@ -110,8 +118,9 @@ def predict_files(
     Args:
         bundle: local directory or s3:// prefix of a bundle, or of a comparison for its winner.
         paths: files, folders, s3:// prefixes, or tables with a column `source` (and `study_id` or
-            `patient_id`, `frame`, `view`, `split`). A folder is read by the `manifest.*` in it
-            where it has one.
+            `patient_id`, `frame`, `view`, `split`, and for outlines `spacing_mm`). A folder is
+            read by the `manifest.*` in it where it has one. For key frames, a table of cines with
+            `ed_frame` and `es_frame` stands for the frames that it names.
         out: the table to write, .parquet or .csv.
         study_from: regular expression searched in each file name; files with the same group
             "study", or first group, are one study. By default each file is one.
@@ -125,6 +134,8 @@ def predict_files(
         dicom: outlines ("seg") and measurements ("sr") of studies of DICOM files, written below
             `<out>.dicom/`; a study of other files goes to the quarantine.
         systoles_from: as in `cardioray.load`.
+        spacing_mm: of outlines: height and width of a pixel in mm ("0.31,0.31", or one number of
+            square ones) of files that do not state it and of which no table says it.
 
     Returns:
         One row a study that could be answered, by study_id: `study_id`, `sources`, the fields of
@@ -132,7 +143,8 @@ def predict_files(
         is told by view are JSON.
 
     Raises:
-        ValueError: when there is no file, none can be read, or a pattern or table is at fault.
+        ValueError: when there is no file, none can be read, a pattern, table or pixel size is at
+            fault, or the size of a pixel is said where nothing is measured.
     """
     if not out.endswith((".parquet", ".csv")):
         raise ValueError(f"--out {out}: the table is a .parquet or .csv file.")
@@ -147,14 +159,14 @@ def predict_files(
     written = DicomFiles(dicom_kinds(dicom), f"{out}.dicom")
     with tempfile.TemporaryDirectory(prefix="cardioray-predict-") as scratch:
         predictor = loading.open(Path(scratch), network=False)
-        targets, identity = predictor.task.targets, predictor.bundle.identity
+        task, identity = predictor.task, predictor.bundle.identity
         if columns is not None:
-            require_videos(predictor.task, columns)
+            require_videos(task, columns)
         written.require(predictor)
         outliner = ""
         if isinstance(predictor, OutlinedBeatsPredictor):
             outliner = predictor.outliner.bundle.identity
-    studies = find_studies(inputs, study_from, targets, out)
+    studies = find_studies(inputs, study_from, task, out, spacing_mm)
     settings = [cardioray.__version__, identity, runtime, precision, columns or ""]
     settings += [outliner, *written.kinds]
     parts = _plan(studies, settings, f"{out}.parts")
@@ -163,16 +175,29 @@ def predict_files(
 
 
 def find_studies(
-    paths: Sequence[str], study_from: str | None, targets: Sequence[Target], out: str
+    paths: Sequence[str],
+    study_from: str | None,
+    task: Task,
+    out: str,
+    spacing_mm: str | None = None,
 ) -> list[Study]:
     """The studies of some absolute paths, by study_id; see `predict_files`.
 
     Raises:
-        ValueError: when a path does not exist or holds no file, or a pattern or table is at fault.
+        ValueError: when a path does not exist or holds no file, a pattern, table or pixel size is
+            at fault, or the size of a pixel is said where nothing is measured.
     """
+    spacing = ""
+    if spacing_mm is not None:
+        if not isinstance(task, LvSegTask):
+            raise ValueError(f"Leave out --spacing-mm: {task.name} measures nothing in the files.")
+        spacing = _spacing(spacing_mm)
     grouped: dict[str, dict[SourceFile, None]] = {}
     for path in paths:
-        rows = list(_rows_of(path, targets, out))
+        rows = [
+            (study, replace(file, spacing_mm=file.spacing_mm or spacing))
+            for study, file in _rows_of(path, task, out)
+        ]
         if not rows:
             raise ValueError(f"{path} holds no file to answer for.")
         for study, file in rows:
@@ -183,7 +208,14 @@ def find_studies(
     return [Study(name, tuple(files)) for name, files in sorted(grouped.items())]
 
 
-def _rows_of(path: str, targets: Sequence[Target], out: str) -> Iterator[tuple[str, SourceFile]]:
+def _spacing(text: str) -> str:
+    """The size of a pixel as `parse_spacing` reads it; one number is the side of a square one."""
+    text = text if "," in text else f"{text},{text}"
+    parse_spacing(text)
+    return text
+
+
+def _rows_of(path: str, task: Task, out: str) -> Iterator[tuple[str, SourceFile]]:
     """Study ("" where nothing names it) and file of everything that a path stands for."""
     table: str | None = path if path.lower().endswith(TABLE_SUFFIXES) else None
     files = [path]
@@ -197,7 +229,7 @@ def _rows_of(path: str, targets: Sequence[Target], out: str) -> Iterator[tuple[s
         if files != [path]:
             table = find_table(path, "manifest")
     if table is not None:
-        yield from _table_rows(table, targets)
+        yield from _table_rows(table, task)
         return
     for file in files:
         # Not what an earlier run left in the folder of its own input.
@@ -205,25 +237,44 @@ def _rows_of(path: str, targets: Sequence[Target], out: str) -> Iterator[tuple[s
             yield "", SourceFile(file)
 
 
-def _table_rows(path: str, targets: Sequence[Target]) -> Iterator[tuple[str, SourceFile]]:
-    table = read_table(path, targets)
+def _table_rows(path: str, task: Task) -> Iterator[tuple[str, SourceFile]]:
+    table = read_table(path, task.targets)
     if "source" not in table:
         raise ValueError(f"{path} has no column source, only {', '.join(table.columns)}.")
+    table = table.assign(number=range(1, len(table) + 1))
+    if isinstance(task, KeyframeEfTask) and {"ed_frame", "es_frame"} <= set(table):
+        table = _key_frames(table, path)
     study = next((name for name in ("study_id", "patient_id") if name in table), None)
     base = path.rsplit("/", 1)[0] or "/"
-    for number, row in enumerate(table.to_dict("records"), start=1):
+    for row in table.to_dict("records"):
         source, frames = as_text(row["source"]), as_text(row.get("frame"))
         if not source:
-            raise ValueError(f"{path}, row {number}: no source.")
+            raise ValueError(f"{path}, row {row['number']}: no source.")
+        # Other tables may have a column of this name, which their tasks have no use for.
+        pixel = as_text(row.get("spacing_mm")) if isinstance(task, LvSegTask) else ""
         try:
             selection = str(FrameSelection.parse(frames)) if frames else ""
+            pixel = _spacing(pixel) if pixel else ""
         except ValueError as error:
-            raise ValueError(f"{path}, row {number}: {error}") from None
+            raise ValueError(f"{path}, row {row['number']}: {error}") from None
         name = as_text(row[study]) if study else ""
         # Of a frame, the phase belongs to what it shows: "A4C-ED".
         shown = (as_text(row.get("view")), as_text(row.get("phase")))
         view, split = "-".join(filter(None, shown)), as_text(row.get("split"))
-        yield name, SourceFile(resolve(base, source), selection, view, split)
+        yield name, SourceFile(resolve(base, source), selection, view, split, pixel)
+
+
+def _key_frames(table: pd.DataFrame, path: str) -> pd.DataFrame:
+    """The key frames of a table of cines, a row each; a table that names phases is one already."""
+    if "phase" in table:
+        return table
+    names = [as_text(name) for name in table.get("sample_id", [""] * len(table))]
+    sources = [as_text(source) for source in table["source"]]
+    table["sample_id"] = [name or source for name, source in zip(names, sources, strict=True)]
+    frames, lost = phases_of_cines(table)
+    if lost:
+        log.warning("%s: %d cine(s) without key frames are left out.", path, lost)
+    return frames
 
 
 def _match_study(file: SourceFile, pattern: str) -> str:
@@ -253,7 +304,7 @@ def _plan(studies: Sequence[Study], settings: list[str], folder: str) -> list[_P
         if sum(len(s.files) for s in waiting) < FILES_PER_PART and number < len(studies):
             continue
         files = [
-            [s.study_id, f.path, f.frames, f.view, f.split, prints[f.path]]
+            [s.study_id, f.path, f.frames, f.view, f.split, f.spacing_mm, prints[f.path]]
             for s in waiting
             for f in s.files
         ]
@@ -296,7 +347,8 @@ class _AnswerPart(PredictorActor):
 
     def __call__(self, row: Mapping[str, str]) -> dict[str, str]:
         part = _Part.from_json(row["chunk"])
-        rows = [row for window in _windows(part.studies) for row in self._answer(window)]
+        windows = side_by_side([len(study.files) for study in part.studies])
+        rows = [row for window in windows for row in self._answer(part.studies[window])]
         write_table(part.path, pd.DataFrame(rows))
         return {"result": str(part.num_files)}
 
@@ -316,6 +368,14 @@ class _AnswerPart(PredictorActor):
                     found.extend(result)
             samples.append(found)
             rows.append({"study_id": study.study_id, "read": read, "unread": unread})
+        for mine in side_by_side([len(found) for found in samples]):
+            self._infer(rows[mine], samples[mine])
+        return rows
+
+    def _infer(
+        self, rows: Sequence[dict[str, Any]], samples: Sequence[Sequence[DecodedSample]]
+    ) -> None:
+        """Complete the rows of some studies by their answers, from one run of the network."""
         everything = [sample for found in samples for sample in found]
         outputs = self.predictor.infer(everything) if everything else None
         start = 0
@@ -331,7 +391,6 @@ class _AnswerPart(PredictorActor):
             start += len(found)
             paths = json.dumps([file.path for file in row["read"]])
             row.update(read=paths, unread=json.dumps(row["unread"]), answer=answer)
-        return rows
 
     def _answer_study(
         self, samples: Sequence[DecodedSample], outputs: ModelOutputs, row: Mapping[str, Any]
@@ -373,16 +432,21 @@ class _AnswerPart(PredictorActor):
         )
 
 
-def _windows(studies: Sequence[Study]) -> Iterator[list[Study]]:
-    """Studies whose files are decoded and run together: a batch of single frames, or one cine."""
-    window: list[Study] = []
-    for study in studies:
-        window.append(study)
-        if sum(len(s.files) for s in window) >= FILES_PER_BATCH:
-            yield window
-            window = []
-    if window:
-        yield window
+def side_by_side(counts: Sequence[int]) -> Iterator[slice]:
+    """Whole studies that are decoded, or go through the network, together.
+
+    As many as fill a batch, whether of files or of the frames in them: what a network says of
+    every pixel of a cine is large, and is answered from before the next cine.
+
+    Args:
+        counts: files or samples of each study.
+    """
+    first = waiting = 0
+    for number, count in enumerate(counts, start=1):
+        waiting += count
+        if waiting >= FILES_PER_BATCH or number == len(counts):
+            yield slice(first, number)
+            first, waiting = number, 0
 
 
 def _collect(parts: Sequence[_Part], out: str, columns: str | None) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,10 @@ from cardioray.evaluation.report import (
 from cardioray.evaluation.segment_panels import OUTLINES, write_panels
 from cardioray.evaluation.segment_report import outline_figures, print_outlines
 from cardioray.inference.actors import Loading, Precision, RuntimeName
+from cardioray.inference.keyframe_scoring import score_heads
 from cardioray.inference.scoring import Scored, score_files
 from cardioray.inference.segment_scoring import PARTS, score_outlines
+from cardioray.keyframes import HeadsPredictor
 from cardioray.model_store import bundle_place
 from cardioray.predictor import Predictor
 from cardioray.studies import open_predictor
@@ -106,7 +108,7 @@ def evaluate_bundle(
         precision = settings["precision"] if precision == "auto" else precision
         predictor = open_predictor(bundle, network=False)
         loading = Loading(bundle_path, runtime, precision)
-        score = score_outlines if isinstance(predictor.task, LvSegTask) else score_files
+        score = _scorer(predictor)
         scored = score(predictor, loading, data, split, patient_from, console)
         evaluations = {}
         for target in _present(predictor.task, scored, console):
@@ -143,6 +145,13 @@ def evaluate_bundle(
         _write(out, evaluations, about, scored.table)
         write_quarantine(storage.join(out, "quarantine.csv"), scored.unread)
     return evaluations
+
+
+def _scorer(predictor: Predictor) -> Callable[..., Scored]:
+    """What makes a predictions table of files, by what answers are made of."""
+    if isinstance(predictor, HeadsPredictor):
+        return score_heads
+    return score_outlines if isinstance(predictor.task, LvSegTask) else score_files
 
 
 def evaluate_table(

@@ -87,10 +87,10 @@ def score_files(
     """
     refuse_shards(data)
     task = predictor.task
-    manifest = task.read_manifest(data, patient_from)
+    manifest = taking_part(task, task.read_manifest(data, patient_from))
     labels = encode_labels(task, manifest.table)
     own = held_rows(pd.read_parquet(predictor.bundle.path / PREDICTIONS), manifest)
-    is_own = _is_own(own, manifest, labels)
+    is_own = holds_all(own, manifest, labels)
     chosen = rows_of_split(manifest, own if is_own else None, split)
     check_studies(manifest.table.iloc[chosen], {n: v[chosen] for n, v in labels.items()})
     views = manifest.table.get("view")
@@ -157,6 +157,38 @@ def _without_seen(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return table[~seen], [text]
 
 
+def unseen_patients(
+    patients: pd.Series[str], seen: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], list[str]]:
+    """Which samples are of patients of whom nothing took part in making the model.
+
+    Args:
+        patients: of each sample, (N,).
+        seen: whether a sample took part, (N,).
+
+    Returns:
+        A mask (N,), and what to say of it.
+
+    Raises:
+        ValueError: when nobody is left.
+    """
+    if not seen.any():
+        return ~seen, []
+    own = ~patients.isin(patients[seen].unique()).to_numpy()
+    everyone, left = patients.nunique(), patients[own].nunique()
+    if not left:
+        raise ValueError(
+            f"all {everyone} patients have frames that took part in making the bundle, as its "
+            "training, validation or calibration samples: their figures would say nothing about "
+            "other patients."
+        )
+    note = (
+        f"{everyone - left} of {everyone} patients have frames that took part in making the "
+        "bundle, as its training, validation or calibration samples, and are not scored."
+    )
+    return own, [note]
+
+
 def _fused(predictor: StudyPredictor, table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Predictions of studies from those of their cines, and what to say of cines left out.
 
@@ -181,6 +213,27 @@ def _fused(predictor: StudyPredictor, table: pd.DataFrame) -> tuple[pd.DataFrame
     return fused, notes
 
 
+def taking_part(task: Task, manifest: Manifest) -> Manifest:
+    """The rows of a manifest that the model is for, where a data set holds others beside them.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    mine = task.takes_part(manifest.table)
+    if mine.all():
+        return manifest
+    if not mine.any():
+        raise ValueError(
+            f"none of the {len(manifest)} rows is of a view and a frame that the bundle is for."
+        )
+    left_out = f"{(~mine).sum()} of {len(manifest)} rows are of other views or frames; left out."
+    return replace(
+        manifest,
+        table=manifest.table[mine].reset_index(drop=True),
+        warnings=(*manifest.warnings, left_out),
+    )
+
+
 def refuse_shards(data: str) -> None:
     """Refuse shards as data to score: what a bundle answers for are files.
 
@@ -202,7 +255,7 @@ def held_rows(table: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
     return table.assign(row=exact.fillna(of_row))
 
 
-def _is_own(own: pd.DataFrame, manifest: Manifest, labels: Labels) -> bool:
+def holds_all(own: pd.DataFrame, manifest: Manifest, labels: Labels) -> bool:
     """Whether every sample that the bundle scored is here, with its patient and label."""
     if own["row"].isna().any():
         return False

@@ -34,6 +34,7 @@ from cardioray.inference.scoring import (
     refuse_shards,
     rows_of_split,
     score_on_actors,
+    unseen_patients,
 )
 from cardioray.models.segmentation import MASKS
 from cardioray.predictor import Predictor
@@ -233,26 +234,14 @@ def _without_seen(scored: ScoredRows, seen: NDArray[np.bool_]) -> tuple[ScoredRo
     """
     if not seen.any():
         return scored, []
-    patients = scored.samples["patient_id"]
-    out = patients.isin(patients[seen].unique()).to_numpy()
-    everyone, left = patients.nunique(), patients[~out].nunique()
-    if not left:
-        raise ValueError(
-            f"all {everyone} patients have frames that took part in making the bundle, as its "
-            "training, validation or calibration samples: their figures would say nothing about "
-            "other patients."
-        )
+    own, notes = unseen_patients(scored.samples["patient_id"], seen)
     kept = replace(
         scored,
-        samples=scored.samples[~out].reset_index(drop=True),
-        labels={name: values[~out] for name, values in scored.labels.items()},
-        measures={name: values[~out] for name, values in scored.measures.items()},
+        samples=scored.samples[own].reset_index(drop=True),
+        labels={name: values[own] for name, values in scored.labels.items()},
+        measures={name: values[own] for name, values in scored.measures.items()},
     )
-    note = (
-        f"{everyone - left} of {everyone} patients have frames that took part in making the "
-        "bundle, as its training, validation or calibration samples, and are not scored."
-    )
-    return kept, [note]
+    return kept, notes
 
 
 class _Files:

@@ -25,6 +25,7 @@ from cardioray.data.decoding import DecodedSample
 from cardioray.data.image import UnreadableImage
 from cardioray.data.isolation import DecoderUnavailableError
 from cardioray.dicom_results.objects import read_sources
+from cardioray.keyframes import KeyframePredictor, chosen_frames, frame_span
 from cardioray.model_store import production_path
 from cardioray.models.backbones import NoFeatureMap
 from cardioray.outlines import parse_view, shown_as
@@ -100,6 +101,7 @@ class Answerer:
         frame: str | None,
         pictures: int,
         views: Sequence[str] = (),
+        key_frames: tuple[int, int] | None = None,
     ) -> list[DecodedSample]:
         """The frames of a study.
 
@@ -112,12 +114,16 @@ class Answerer:
             frame: which frames of each file, or None for the model's own choice.
             pictures: of how many frames the whole picture is kept, to be drawn on.
             views: the view that each file shows, "" where it is not known; () for none known.
+            key_frames: of a model of key frames, those of one cine at end diastole and at end
+                systole, counted from 0; nothing else of it is kept.
 
         Raises:
-            Problem: when a file cannot be read or there are too many frames, and when the views
-                are not as many as the files.
+            Problem: when a file cannot be read or there are too many frames, when the views are not
+                as many as the files, and for key frames of several files.
         """
         said = _views_of(model, views, len(files))
+        if key_frames is not None:
+            return await self._decode_key_frames(model, files, said, pictures, key_frames)
         samples: list[DecodedSample] = []
         most = self.settings.limits.max_frames
         step = self._decoders
@@ -133,6 +139,30 @@ class Answerer:
             if len(samples) > most:
                 raise unreadable(f"The study has more than {most} frames.")
             samples[pictures:] = [sample.without_picture() for sample in samples[pictures:]]
+        return samples
+
+    async def _decode_key_frames(
+        self,
+        model: Model,
+        files: Sequence[bytes],
+        views: Sequence[str],
+        pictures: int,
+        key_frames: tuple[int, int],
+    ) -> list[DecodedSample]:
+        assert isinstance(model.predictor, KeyframePredictor)
+        if len(files) != 1:
+            raise malformed(
+                f"?key_frames= are those of one cine, and {len(files)} files were sent. Send the "
+                "cine alone, or frames in fields that say which they are."
+            )
+        try:
+            span = frame_span(key_frames, self.settings.limits.max_frames)
+            cine = await self._decode(model, files[0], span)
+            cine = [dataclasses.replace(sample, view=views[0]) for sample in cine]
+            samples = chosen_frames(cine, key_frames, model.predictor.frames)
+        except UnreadableImage as error:
+            raise unreadable(str(error)) from None
+        samples[pictures:] = [sample.without_picture() for sample in samples[pictures:]]
         return samples
 
     async def _decode(self, model: Model, data: bytes, frame: str | None) -> list[DecodedSample]:
@@ -180,9 +210,13 @@ class Answerer:
             options: what else its predictor's `answer` takes.
 
         Raises:
-            Problem: when no cine shows what the model has learned, or the replicas with the
-                network are overloaded.
+            Problem: when no answer can be given for the frames, no cine shows what the model has
+                learned, or the replicas with the network are overloaded.
         """
+        try:
+            model.predictor.check(samples)
+        except UnreadableImage as error:
+            raise unreadable(str(error)) from None
         started = time.perf_counter()
         with self._overload_told():
             outputs = await model.engine.infer(samples)

@@ -16,9 +16,9 @@ from starlette.exceptions import HTTPException
 from cardioray import __version__
 from cardioray.bundle import CARD
 from cardioray.data.decoding import DecodedSample
-from cardioray.data.frames import FrameSelection, UnreadableImage
+from cardioray.data.frames import FrameSelection
 from cardioray.dicom_results.objects import DicomKind, DicomResultsUnavailable, require_highdicom
-from cardioray.keyframes import KeyframePredictor, chosen_frames
+from cardioray.keyframes import KeyframePredictor
 from cardioray.outlines import MaskFormat, parse_spacing, with_spacing
 from cardioray.segments import OUTLINES, VIDEO, SegmentPredictor
 from cardioray.serve.hosting import Model, check_ready, describe
@@ -34,10 +34,9 @@ from cardioray.serve.problems import (
     malformed,
     no_dicom_results,
     size_text,
-    unreadable,
 )
 from cardioray.serve.schemas import ProblemDetails, answer_schema, document, request_body
-from cardioray.serve.upload import SentFile, read_upload
+from cardioray.serve.upload import SentFile, form_fields, read_upload
 
 if TYPE_CHECKING:
     from cardioray.serve.replica import Answerer
@@ -140,6 +139,7 @@ def _add_answers(app: FastAPI, replica: Answerer) -> None:
     statuses = (400, 401, 404, 408, 413, 415, 422, 500, *((501,) if outlines else ()), 503)
     documented: dict[int | str, dict[str, Any]] = dict.fromkeys(statuses, problem)
     documented[200] = {"model": schema}
+    fields = form_fields(replica.catalogue.default.predictor.task)
     known = _PARAMETERS | (_OF_OUTLINES if outlines else set())
     if isinstance(replica.catalogue.default.predictor, KeyframePredictor):
         known = known | {"key_frames"}
@@ -164,7 +164,7 @@ def _add_answers(app: FastAPI, replica: Answerer) -> None:
         record.model = chosen.name
         options: dict[str, Any] = {}
         spacing = _spacing(spacing_mm)
-        wanted = _key_frames(key_frames)
+        wanted = _key_frames(key_frames, frame)
         if isinstance(chosen.predictor, SegmentPredictor):
             options = {"masks": masks, "contours": contours, "videos": overlay == VIDEO}
         elif overlay in (OUTLINES, VIDEO):
@@ -174,10 +174,8 @@ def _add_answers(app: FastAPI, replica: Answerer) -> None:
         limits = replica.settings.limits
         drawn = limits.max_overlays if overlay else 0
         kept = limits.max_frames if overlay == VIDEO else drawn
-        study = await _read_study(request, replica, chosen, frame, kept, view or ())
+        study = await _read_study(request, replica, chosen, frame, kept, view or (), wanted)
         samples = study.samples
-        if wanted is not None:
-            samples = _chosen(samples, wanted)
         if dicom:
             options |= {"dicom": dicom, "sources": await replica.sources(study.files)}
         if spacing is not None:
@@ -185,6 +183,12 @@ def _add_answers(app: FastAPI, replica: Answerer) -> None:
         answer = await replica.answer(chosen, samples, options)
         if overlay and overlay != VIDEO:
             answer["overlays"] = await _overlays(replica, chosen, samples[:drawn], overlay)
+            if len(samples) > drawn:
+                answer["warnings"] = [
+                    *answer["warnings"],
+                    f"Overlays are of the first {drawn} of {len(samples)} alone "
+                    "(limits.max_overlays).",
+                ]
         return JSONResponse({**answer, "request_id": record.request_id})
 
     app.add_api_route(
@@ -193,7 +197,7 @@ def _add_answers(app: FastAPI, replica: Answerer) -> None:
         methods=["POST"],
         name="predict",
         responses=documented,
-        openapi_extra={"requestBody": request_body()},
+        openapi_extra={"requestBody": request_body(fields)},
     )
 
 
@@ -216,15 +220,16 @@ async def _read_study(
     frame: str | None,
     pictures: int,
     views: Sequence[str],
+    key_frames: tuple[int, int] | None,
 ) -> _Study:
     """The frames of the request's files; a problem with them says what is accepted."""
     record, limits = record_of(request), replica.settings.limits
     try:
-        files = await read_upload(request, limits)
+        files = await read_upload(request, limits, form_fields(model.predictor.task))
         record.received = sum(len(file.content) for file in files)
         said = _said_views(files, views)
         contents = [file.content for file in files]
-        samples = await replica.decode(model, contents, frame, pictures, said)
+        samples = await replica.decode(model, contents, frame, pictures, said, key_frames)
     except Problem as problem:
         accepted = model.predictor.task.decoder.accepted
         problem.accepted = (
@@ -252,7 +257,10 @@ async def _overlays(
     replica: Answerer, model: Model, samples: list[DecodedSample], method: str
 ) -> list[dict[str, Any]]:
     overlays = []
+    predictor = model.predictor
     for index, sample in enumerate(samples):
+        if isinstance(predictor, KeyframePredictor) and not predictor.uses(sample):
+            continue  # it took no part in the answer
         found = await replica.overlay(model, sample, method)
         coded = base64.b64encode(found.content).decode()
         key = "png" if found.media_type == "image/png" else "video"
@@ -280,21 +288,16 @@ def _spacing(text: str | None) -> tuple[float, float] | None:
         raise malformed(str(error)) from None
 
 
-def _key_frames(text: str | None) -> tuple[int, int] | None:
+def _key_frames(text: str | None, frame: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
+    if frame is not None:
+        raise malformed("Choose frames by ?frame= or by ?key_frames=, not by both.")
     try:
         ed, es = (int(part) for part in text.split(","))
     except ValueError:
         raise malformed("key_frames are two frames, end diastole first, such as 12,30.") from None
     return ed, es
-
-
-def _chosen(samples: list[DecodedSample], wanted: tuple[int, int]) -> list[DecodedSample]:
-    try:
-        return chosen_frames(samples, wanted)
-    except UnreadableImage as error:
-        raise unreadable(str(error)) from None
 
 
 def _require_dicom_results() -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, Field, create_model
 
-from cardioray.keyframes import KeyframePredictor
+from cardioray.keyframes import HeadsPredictor
 from cardioray.predictor import Predictor
 from cardioray.segments import SegmentPredictor
-from cardioray.serve.upload import ACCEPTED_TYPES, VIEW_FIELDS
+from cardioray.serve.upload import ACCEPTED_TYPES, FIELDS
 from cardioray.studies import StudyPredictor
 from cardioray.targets import questions
 from cardioray.tasks.echo_ef import EchoEfTask
@@ -212,7 +213,7 @@ def answer_schema(predictor: Predictor) -> type[BaseModel]:
     outlined = isinstance(predictor, SegmentPredictor)
     if outlined:
         number = SegmentNumberAnswer
-    heads = isinstance(predictor, KeyframePredictor)
+    heads = isinstance(predictor, HeadsPredictor)
     if heads:
         binary, number = Decision, KeyframeNumberAnswer
     cine: type[BaseModel] = StudyCineAnswer if fused else CineAnswer
@@ -256,16 +257,14 @@ def answer_schema(predictor: Predictor) -> type[BaseModel]:
     )
 
 
-def request_body() -> dict[str, Any]:
-    """The two ways to send a study, for OpenAPI."""
+def request_body(fields: Iterable[str]) -> dict[str, Any]:
+    """The two ways to send a study, for OpenAPI; `fields` are those of the form."""
     file = {"type": "string", "format": "binary"}
+    single, several = FIELDS
+    properties = {**dict.fromkeys(fields, file), single: file}
     form = {
         "type": "object",
-        "properties": {
-            "file": file,
-            "files": {"type": "array", "items": file},
-            **dict.fromkeys(VIEW_FIELDS, file),
-        },
+        "properties": {**properties, several: {"type": "array", "items": file}},
     }
     content: dict[str, Any] = {"multipart/form-data": {"schema": form}}
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import NamedTuple
 
 from starlette.datastructures import UploadFile
@@ -13,14 +13,15 @@ from starlette.requests import Request
 
 from cardioray.serve.problems import Problem, malformed, too_large, unreadable, unsupported_type
 from cardioray.serve.settings import Limits
+from cardioray.tasks import Task
+from cardioray.tasks.keyframe_ef import KeyframeEfTask
+from cardioray.tasks.lv_seg import LvSegTask
 
 FIELDS = ("file", "files")
-# Fields that say which view a file shows, and of a single frame its phase.
-VIEW_FIELDS = {
-    **{"a4c_ed": "A4C-ED", "a4c_es": "A4C-ES", "a2c_ed": "A2C-ED", "a2c_es": "A2C-ES"},
-    **{"a4c": "A4C", "a2c": "A2C"},
-    **{"ed": "ED", "es": "ES", "mid": "MID"},
-}
+# Fields that say which view a cine shows, which view and phase a frame, and which key frame it is.
+_CINES = {"a4c": "A4C", "a2c": "A2C"}
+_FRAMES = {"a4c_ed": "A4C-ED", "a4c_es": "A4C-ES", "a2c_ed": "A2C-ED", "a2c_es": "A2C-ES"}
+_KEY_FRAMES = {"ed": "ED", "es": "ES", "mid": "MID"}
 ACCEPTED_TYPES = ("image/*", "video/*", "application/dicom", "application/octet-stream")
 ACCEPTED = (
     f"Send the files as multipart/form-data in fields named {' or '.join(FIELDS)}, or one file as "
@@ -47,18 +48,32 @@ class _InMemoryParser(MultiPartParser):
     spool_max_size = 0
 
 
-async def read_upload(request: Request, limits: Limits) -> list[SentFile]:
+def form_fields(task: Task) -> dict[str, str]:
+    """The fields in which a task takes files, each with the view that it says; "" of most."""
+    plain = dict.fromkeys(FIELDS, "")
+    if not task.takes_views:
+        return plain
+    if isinstance(task, KeyframeEfTask):
+        return {**plain, **_KEY_FRAMES, **_FRAMES, **_CINES}
+    return {**plain, **(_FRAMES if isinstance(task, LvSegTask) else {}), **_CINES}
+
+
+async def read_upload(
+    request: Request, limits: Limits, fields: Mapping[str, str]
+) -> list[SentFile]:
     """Read the files of a request.
 
     Args:
         request: multipart/form-data with one or several files, or one file as the body.
         limits: enforced while the body is read.
+        fields: of `form_fields`.
 
     Returns:
         The files in order. Their names, and the headers of the parts, are dropped.
 
     Raises:
-        Problem: when the type is not accepted, a limit is passed, or there is no file.
+        Problem: when the type is not accepted, a limit is passed, a field of the form is unknown or
+            holds text, or there is no file.
         ClientDisconnect: when the client goes away.
     """
     content_type = request.headers.get("content-type", "application/octet-stream")
@@ -72,7 +87,7 @@ async def read_upload(request: Request, limits: Limits) -> list[SentFile]:
     try:
         async with asyncio.timeout(limits.upload_s):
             if kind == "multipart/form-data":
-                return await _read_multipart(request, body, limits)
+                return await _read_multipart(request, body, limits, fields)
             return [SentFile(b"".join([chunk async for chunk in body]))]
     except TimeoutError:
         raise Problem(
@@ -84,7 +99,10 @@ async def read_upload(request: Request, limits: Limits) -> list[SentFile]:
 
 
 async def _read_multipart(
-    request: Request, body: AsyncGenerator[bytes, None], limits: Limits
+    request: Request,
+    body: AsyncGenerator[bytes, None],
+    limits: Limits,
+    fields: Mapping[str, str],
 ) -> list[SentFile]:
     parser = _InMemoryParser(
         request.headers, body, max_files=limits.max_files, max_fields=_MAX_TEXT_FIELDS
@@ -94,7 +112,14 @@ async def _read_multipart(
     except MultiPartException as error:
         raise malformed(f"The multipart body is broken: {error.message} {ACCEPTED}") from None
     try:
-        fields = {**dict.fromkeys(FIELDS, ""), **VIEW_FIELDS}
+        sent = form.multi_items()
+        if unknown := {name for name, _ in sent} - set(fields):
+            raise malformed(
+                f"{len(unknown)} unknown form field(s). Known: {', '.join(sorted(fields))}."
+            )
+        # A browser sends a field that was left empty as empty text.
+        if any(isinstance(value, str) and value for _, value in sent):
+            raise unreadable(f"A form field holds no file but text. {ACCEPTED}")
         files = [
             (value, view)
             for name, view in fields.items()

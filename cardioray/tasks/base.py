@@ -18,6 +18,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cardioray import config
+from cardioray.clinical.calibration import CALIBRATIONS
+from cardioray.clinical.number_calibration import NUMBER_CALIBRATIONS
 from cardioray.data.decoding import DecodedSample, Decoder
 from cardioray.data.manifest import Manifest, study_ids
 from cardioray.data.sampling import Sampler, Whole
@@ -25,7 +27,7 @@ from cardioray.data.splits import SplitConfig
 from cardioray.evaluation.metrics import binary_metrics, regression_metrics
 from cardioray.evaluation.predictions import ONE_WINDOW, check_predictions, per_study
 from cardioray.evaluation.thresholds import parse_rule
-from cardioray.registry import Registry
+from cardioray.registry import Registry, unknown_name
 from cardioray.targets import BinaryTarget, RegressionTarget
 
 Batch = dict[str, Tensor]
@@ -43,7 +45,8 @@ class OperatingConfig:
 
     Attributes:
         rule: threshold rule: "youden", "best_f1", "fixed:0.5", "sensitivity:0.90".
-        calibration: of probabilities: "platt", "temperature", "isotonic" or "none".
+        calibration: of probabilities "platt", "temperature", "isotonic" or "none"; of numbers
+            "linear", "isotonic" or "none", and one of probabilities alone leaves them as they are.
         alpha: share of patients whose truth may be outside the conformal set.
     """
 
@@ -53,6 +56,9 @@ class OperatingConfig:
 
     def __post_init__(self) -> None:
         parse_rule(self.rule)
+        known = {*CALIBRATIONS, *NUMBER_CALIBRATIONS}
+        if self.calibration not in known:
+            raise unknown_name("calibration", self.calibration, known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +162,23 @@ class Monitor:
         return value - _TIE * loss / (1 + loss)
 
 
+@dataclass(frozen=True)
+class Pretraining:
+    """A training that comes before another one, whose network starts from its weights.
+
+    Attributes:
+        task: what is trained.
+        epochs: passes over its samples; None for those of the recipe "scratch".
+        learning_rate: the highest one; None for that of the recipe.
+        batch_size: samples a worker takes a step.
+    """
+
+    task: Task
+    epochs: int | None
+    learning_rate: float | None
+    batch_size: int
+
+
 class Task(ABC):
     """One clinical question with its inputs, targets, model, loss, metrics and answer.
 
@@ -171,8 +194,8 @@ class Task(ABC):
     intended_use: ClassVar[str]
     settings_type: ClassVar[type]
     settings: Any
-    # What files of a study are called where a model card shows how to ask.
-    example_file: ClassVar[str] = "frame.png"
+    # How a model card shows to ask about a study.
+    example: ClassVar[str] = 'predictor.predict(["frame.png"])'
     # Whether whoever asks may say which view a file shows.
     takes_views: ClassVar[bool] = False
     # Whether pixel_mean and pixel_std are measured before a run begins.
@@ -241,8 +264,26 @@ class Task(ABC):
         return np.ones(len(samples), np.bool_)
 
     def warnings(self, samples: pd.DataFrame) -> list[str]:
-        """What a bundle has to say of the samples that it was made from, as sentences."""
+        """What a bundle has to say of the samples that it was made from, as sentences.
+
+        Its card does; answers about other people's studies do not repeat it.
+        """
         return []
+
+    def suited(self, samples: pd.DataFrame) -> Task:
+        """The task as some shards can train it, without targets that nothing in them tells of."""
+        return self
+
+    def judged(
+        self, samples: pd.DataFrame, target: BinaryTarget | RegressionTarget
+    ) -> NDArray[np.bool_]:
+        """Which rows of shards are of studies that can be judged; by default those with a label.
+
+        Args:
+            samples: of the shards.
+            target: one of `targets`.
+        """
+        return np.isfinite(target.encode(samples))
 
     def require(self, samples: pd.DataFrame, split: pd.Series[str]) -> None:  # noqa: B027
         """Refuse, before anything is trained, a division of which no bundle could be made.
@@ -323,6 +364,13 @@ class Task(ABC):
     @abstractmethod
     def starting_weights(self, cache: str) -> str | None:
         """Where a run's first weights come from, decided once; None for a start from scratch."""
+
+    def pretraining(self) -> Pretraining | None:
+        """The training that comes first, on the same training and validation patients.
+
+        Its weights are then what this task's network starts from. None for no such training.
+        """
+        return None
 
     @abstractmethod
     def load_starting_weights(self, model: nn.Module, path: str) -> None:
@@ -480,5 +528,14 @@ def make_task(
 
 
 def encode_labels(task: Task, table: pd.DataFrame) -> dict[str, NDArray[np.float32]]:
-    """The labels of every target for a manifest or shard table, NaN where missing."""
-    return {target.name: target.encode(table) for target in task.targets}
+    """The labels of every target for a manifest or shard table, NaN where missing.
+
+    A whole column may be missing of numbers that a task does not learn from.
+    """
+    labels = {}
+    for target in task.targets:
+        if not task.learns_from_labels and target.value_column not in table:
+            labels[target.name] = np.full(len(table), np.nan, np.float32)
+        else:
+            labels[target.name] = target.encode(table)
+    return labels

@@ -34,7 +34,7 @@ from cardioray.models.keyframes import (
     keyframe_starting_weights,
     load_keyframe_weights,
 )
-from cardioray.models.segmentation import SEGMENTERS
+from cardioray.models.segmentation import SEGMENTERS, SegmentModelConfig
 from cardioray.targets import BinaryTarget, RegressionTarget
 from cardioray.tasks.base import (
     TASKS,
@@ -43,9 +43,11 @@ from cardioray.tasks.base import (
     Monitor,
     OperatingConfig,
     Outputs,
+    Pretraining,
     Task,
     freeze_part,
 )
+from cardioray.tasks.lv_seg import LvSegSettings, LvSegTask
 
 EF_TARGET = RegressionTarget(
     name="ef", value_column="ef", unit="%", low=0.0, high=100.0, cutoffs=(35.0, 40.0, 45.0, 50.0)
@@ -94,7 +96,8 @@ class KeyframeHeads:
         gp: settings of Gaussian processes; kernel and components are where a search starts.
         mlp: settings of perceptrons.
         inner_folds: folds of the development patients, whose predictions weigh the members,
-            calibrate the SD and set thresholds.
+            calibrate the SD and set thresholds; in a comparison of at least 4 folds, the other
+            folds are taken. A backbone that learns outlines does so for each of them anew.
         search: Gaussian processes that are tried by patient folds, for each frame; 0 takes the
             settings as they are.
     """
@@ -103,12 +106,29 @@ class KeyframeHeads:
     together: bool = True
     gp: GaussianProcessConfig = GaussianProcessConfig()
     mlp: MlpHeadConfig = MlpHeadConfig()
-    inner_folds: int = Field(default=5, ge=2)
+    inner_folds: int = Field(default=5, ge=3)
     search: int = Field(default=12, ge=0)
 
     def __post_init__(self) -> None:
         if not {"gp", "mlp"} & set(self.members):
             raise ValueError("heads.members: gp or mlp must be among them, for the number.")
+
+
+@config
+class OutlineTraining:
+    """How the segmentation network is trained whose encoder is the backbone.
+
+    Optimiser, precision, seed and whatever else is not here are those of the run (`train`).
+
+    Attributes:
+        epochs: passes over the outlined frames; None for those of the recipe "scratch".
+        learning_rate: the highest one; None for that of the recipe.
+        batch_size: frames a worker takes a step.
+    """
+
+    epochs: int | None = Field(default=None, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=16, ge=2)
 
 
 @config
@@ -122,6 +142,7 @@ class KeyframeSettings:
         cut_off: the class that is told beside the number.
         preprocess: from the decoded frame to the stored one; travels with the bundle.
         model: the backbone and where its weights come from.
+        outlines: how a backbone with `model.pretrained=outlines` is trained.
         heads: what is fitted to features.
         augment: random changes while a backbone is trained.
         class_weight: weight of the class beside the number when a backbone is trained.
@@ -135,6 +156,7 @@ class KeyframeSettings:
     cut_off: CutOff = CutOff()
     preprocess: SegmentPreprocess = SegmentPreprocess(image_size=128)
     model: KeyframeModelConfig = KeyframeModelConfig()
+    outlines: OutlineTraining = OutlineTraining()
     heads: KeyframeHeads = KeyframeHeads()
     augment: SegmentAugmentConfig = SegmentAugmentConfig()
     class_weight: float = Field(default=0.3, ge=0)
@@ -144,11 +166,6 @@ class KeyframeSettings:
     def __post_init__(self) -> None:
         if not self.frames or len(set(self.frames)) < len(self.frames):
             raise ValueError(f"frames are different ones of {', '.join(FRAMES)}.")
-        if self.method == "end_to_end" and self.model.pretrained == "outlines":
-            raise ValueError(
-                "with method=end_to_end a network is trained by itself: train lv-seg first, and "
-                "give its model.safetensors as model.weights."
-            )
 
     @property
     def target(self) -> BinaryTarget:
@@ -168,7 +185,7 @@ class KeyframeEfTask(Task):
     )
     settings_type: ClassVar[type] = KeyframeSettings
     settings: KeyframeSettings
-    example_file: ClassVar[str] = "ed.png"
+    example: ClassVar[str] = 'predictor.predict(["ed.png", "es.png"], views=["ED", "ES"])'
     measures_pixels: ClassVar[bool] = True
     takes_views: ClassVar[bool] = True
     shards_kind: ClassVar[str] = "segments"
@@ -235,6 +252,24 @@ class KeyframeEfTask(Task):
     def starting_weights(self, cache: str) -> str | None:
         """Published or given weights of the backbone."""
         return keyframe_starting_weights(self.settings.model, cache)
+
+    def pretraining(self) -> Pretraining | None:
+        """With `model.pretrained=outlines`, that of the segmentation network."""
+        model = self.settings.model
+        if model.weights is not None or model.pretrained != "outlines":
+            return None
+        task = LvSegTask(
+            LvSegSettings(
+                structures=model.structures,
+                preprocess=self.settings.preprocess,
+                model=SegmentModelConfig(backbone=model.backbone, pretrained="none"),
+                augment=self.settings.augment,
+                split=self.settings.split,
+                volumes=False,
+            )
+        )
+        how = self.settings.outlines
+        return Pretraining(task, how.epochs, how.learning_rate, how.batch_size)
 
     def load_starting_weights(self, model: nn.Module, path: str) -> None:
         """Load the backbone."""

@@ -11,29 +11,31 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from cardioray.clinical.calibration import patient_folds
 from cardioray.clinical.ensemble import (
     EnsembleWeights,
     SdCalibration,
     fit_ensemble,
     fit_sd_calibration,
 )
-from cardioray.config import config, parse, replace, to_dict
+from cardioray.config import config, parse, to_dict
 from cardioray.models.feature_mlp import FeatureMlp
 from cardioray.models.gaussian_process import GaussianProcess, GaussianProcessConfig
 from cardioray.targets import BinaryTarget
-from cardioray.tasks.keyframe_ef import KeyframeHeads
+from cardioray.tasks.keyframe_ef import EF_TARGET, KeyframeHeads
 
 Floats = NDArray[np.float64]
 Features = Mapping[str, NDArray[np.floating[Any]]]
 
 TOGETHER = "together"
 GP, MLP, MLP_CLASS = "gp", "mlp", "mlp_class"
-# The weighted answer of all members.
-ENSEMBLE = "ensemble"
+# Perceptrons of a fold learn from some patients, stop by others, and are asked about a third part.
+LEAST_FOLDS = 3
+# Fewer patients of a class tell nothing of where to draw the line.
+_LEAST_OF_CLASS = 2
 # An answer surer than this is believed by nobody who has traced a ventricle twice: between
 # observers, the EF by discs differs with an SD of 3 to 8 % (R. M. Lang et al., J. Am. Soc.
 # Echocardiogr. 28:1-39, 2015).
@@ -176,6 +178,22 @@ class Development:
 
 
 @dataclass(frozen=True, eq=False)
+class InnerFold:
+    """Development studies apart, to learn what heads say of patients they have not seen.
+
+    Attributes:
+        fitted: rows of the development studies that heads are fitted to.
+        held: rows that they then answer for.
+        features: of all development studies, by frame (S, D), from a backbone that has not
+            learned from the held-out patients either.
+    """
+
+    fitted: NDArray[np.int64]
+    held: NDArray[np.int64]
+    features: Features
+
+
+@dataclass(frozen=True, eq=False)
 class Fit:
     """Fitted heads, and what heads like them say of the studies they are fitted to.
 
@@ -194,66 +212,102 @@ def fit_heads(
     target: BinaryTarget,
     development: Development,
     processes: Mapping[str, GaussianProcessConfig],
-    *,
-    seed: int = 0,
+    folds: Sequence[InnerFold],
 ) -> Fit:
     """Fit all heads, weigh them and calibrate their SD.
 
     Weights and calibration come from predictions that heads of other development patients made,
-    `settings.inner_folds` times; the heads that are kept are fitted to all of them. Perceptrons
-    keep the validation patients apart, by whom their training stops.
+    fold by fold; the heads that are kept are fitted to all of them. Perceptrons keep patients
+    apart, by whom their training stops.
 
     Args:
         settings: which heads.
         target: the class.
         development: the studies.
         processes: settings of the Gaussian process for each input ("ED", "together").
-        seed: of the folds.
+        folds: at least three, which hold out every development study once; see `require_classes`.
 
     Raises:
-        ValueError: when there are too few patients of a class for a perceptron.
+        ValueError: for features or labels that a head cannot be fitted to.
     """
-    classes = _classes(development.labels, target) if MLP_CLASS in settings.members else None
-    if classes is not None:
-        _require_both_classes(classes, development.patients, target, settings.inner_folds)
+    assert len(folds) >= LEAST_FOLDS
     frames = tuple(development.features)
     together = settings.together and len(frames) > 1
-    inputs = by_input(development.features, frames, together=together)
-    asked = _Asked(settings, target, inputs, development, processes)
+    asked = _Asked(settings, target, development, processes, frames, together)
     everyone = np.ones(len(development.labels), bool)
-    heads = _fit_all(asked, everyone & ~development.validation, development.validation, everyone)
-    folds = list(
-        patient_folds(classes, development.patients, num_folds=settings.inner_folds, seed=seed)
+    heads = _fit_all(
+        asked,
+        development.features,
+        everyone & ~development.validation,
+        development.validation,
+        everyone,
     )
     pieces: list[tuple[NDArray[np.int64], _Raw]] = []
-    for number, (fitted, held) in enumerate(folds):
-        training, stopping = np.zeros((2, len(everyone)), bool)
-        training[fitted] = True
-        # Perceptrons stop by the patients that the next fold holds out.
-        stopping[folds[(number + 1) % len(folds)][1]] = True
-        stopping &= training
-        trained = _fit_all(asked, training & ~stopping, stopping, training)
-        own = {name: values[held] for name, values in inputs.items()}
-        pieces.append((held, _said(trained, own, target.cutoff or 0.0, target.operator)))
+    for number, fold in enumerate(folds):
+        training, stopping = _inner(folds, number, len(everyone))
+        trained = _fit_all(asked, fold.features, training & ~stopping, stopping, training)
+        inputs = by_input(fold.features, frames, together=together)
+        own = {name: values[fold.held] for name, values in inputs.items()}
+        pieces.append((fold.held, _said(trained, own, target.cutoff or 0.0, target.operator)))
     raw = _joined(pieces, len(everyone))
     record = _weigh(frames, together, target, raw, development.labels)
     return Fit(FittedHeads(record, heads), _weighed(record, raw))
 
 
-def _require_both_classes(
-    classes: Floats, patients: NDArray[np.object_], target: BinaryTarget, folds: int
+def _inner(
+    folds: Sequence[InnerFold], number: int, count: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Who heads of a fold are fitted to, and by whom of them perceptrons stop: the next fold."""
+    training, stopping = np.zeros((2, count), bool)
+    training[folds[number].fitted] = True
+    stopping[folds[(number + 1) % len(folds)].held] = True
+    return training, stopping & training
+
+
+def require_classes(
+    settings: KeyframeHeads,
+    target: BinaryTarget,
+    labels: Floats,
+    patients: NDArray[np.object_],
+    validation: NDArray[np.bool_],
+    folds: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
 ) -> None:
-    """Refuse before anything is fitted a class that a fold would lack."""
+    """Refuse before anything is trained a class that is too rare to be learned or decided.
+
+    Args:
+        settings: which heads.
+        target: the class.
+        labels: the number of each development study, (S,).
+        patients: whose studies they are, (S,).
+        validation: which of them stop the training of perceptrons, (S,).
+        folds: rows fitted to and rows held out.
+
+    Raises:
+        ValueError: says how many patients there are of each class, and what can be done.
+    """
+    classes = classes_of(labels, target)
     counts = [len(set(patients[classes == code])) for code in (0, 1)]
-    # One of each class is held out, one stops the training, and one is learned from.
-    if min(counts) < max(3, folds):
-        shown = " and ".join(
-            f"{count} of {name!r}" for count, name in zip(counts, target.classes, strict=True)
-        )
+    shown = " and ".join(
+        f"{count} of {name!r}" for count, name in zip(counts, target.classes, strict=True)
+    )
+    if min(counts) < _LEAST_OF_CLASS:
         raise ValueError(
-            f"perceptrons for the class need {max(3, folds)} development patients of each class, "
-            f"and there are {shown}: another cut_off.value, fewer heads.inner_folds, more "
-            "patients, or heads.members=[gp,mlp]."
+            f"a threshold for the class needs {_LEAST_OF_CLASS} development patients of each "
+            f"class, and there are {shown}: another cut_off.value, or more patients."
+        )
+    if MLP_CLASS not in settings.members:
+        return
+    learned = [~validation]
+    for number, (fitted, _) in enumerate(folds):
+        training = np.zeros(len(labels), bool)
+        training[fitted] = True
+        training[folds[(number + 1) % len(folds)][1]] = False
+        learned.append(training)
+    if any(len(np.unique(classes[rows])) < 2 for rows in learned):
+        raise ValueError(
+            "perceptrons for the class need patients of both classes in every fold that they "
+            f"learn from, and there are {shown}: another cut_off.value, more patients, or "
+            "heads.members=[gp,mlp]."
         )
 
 
@@ -271,22 +325,25 @@ class _Asked:
 
     settings: KeyframeHeads
     target: BinaryTarget
-    inputs: Mapping[str, Floats]
     development: Development
     processes: Mapping[str, GaussianProcessConfig]
+    frames: tuple[str, ...]
+    together: bool
 
 
 def _fit_all(
     asked: _Asked,
+    features: Features,
     training: NDArray[np.bool_],
     stopping: NDArray[np.bool_],
     everyone: NDArray[np.bool_],
 ) -> dict[str, GaussianProcess | FeatureMlp]:
     """Every head: processes on everyone, perceptrons on those in training."""
     labels = asked.development.labels
-    classes = _classes(labels, asked.target)
+    classes = classes_of(labels, asked.target)
     heads: dict[str, GaussianProcess | FeatureMlp] = {}
-    for name, values in asked.inputs.items():
+    inputs = by_input(features, asked.frames, together=asked.together)
+    for name, values in inputs.items():
         there = np.isfinite(values).all(axis=1)
         learned, stopped = training & there, stopping & there
         for kind in asked.settings.members:
@@ -308,9 +365,8 @@ def _fit_all(
     return heads
 
 
-def _classes(labels: Floats, target: BinaryTarget) -> Floats:
-    import pandas as pd
-
+def classes_of(labels: Floats, target: BinaryTarget) -> Floats:
+    """0 or 1 for each number, (S,)."""
     assert target.value_column is not None
     return target.encode(pd.DataFrame({target.value_column: labels})).astype(float)
 
@@ -377,7 +433,7 @@ def _weigh(
         "squared_error", tuple(raw.members[i] for i in numbers), raw.values[:, numbers], labels
     )
     mean, sd = number.mixture(raw.values[:, numbers], spread[:, numbers])
-    question = fit_ensemble("log_loss", raw.members, raw.probabilities, _classes(labels, target))
+    question = fit_ensemble("log_loss", raw.members, raw.probabilities, classes_of(labels, target))
     assert target.cutoff is not None
     return HeadsRecord(
         frames=frames,
@@ -409,12 +465,8 @@ def _weighed(record: HeadsRecord, raw: _Raw) -> Answers:
         values=raw.values,
         sds=sds,
         probabilities=raw.probabilities,
-        value=value,
+        # Every use of the answer, scored or served, sees the same number.
+        value=np.clip(value, EF_TARGET.low, EF_TARGET.high),
         sd=record.number_sd.apply(sd),
         probability=record.question.mean(raw.probabilities),
     )
-
-
-def with_process(settings: GaussianProcessConfig, **changes: Any) -> GaussianProcessConfig:
-    """A Gaussian process with other settings."""
-    return replace(settings, [f"{key}={value}" for key, value in changes.items()])

@@ -5,8 +5,10 @@ EchoEF-Net's question: a segmentation of CAMUS frames, volumes by discs, calibra
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
+from cardioray.clinical.number_calibration import NUMBER_CALIBRATIONS
 from cardioray.clinical.volumes import MethodName, Volumes
 from cardioray.config import config
 from cardioray.data.keyframe_layouts import OUTLINED
@@ -32,6 +35,7 @@ from cardioray.data.segment import (
 from cardioray.data.segment_augment import SegmentAugmentConfig, augment_segments, draw_windows
 from cardioray.data.segment_layouts import PHASES, read_segment_manifest
 from cardioray.data.splits import SplitConfig
+from cardioray.evaluation.predictions import MEASURED_VIEWS
 from cardioray.models.segmentation import (
     MASKS,
     SEGMENTERS,
@@ -41,7 +45,7 @@ from cardioray.models.segmentation import (
     segment_starting_weights,
     segmenter_info,
 )
-from cardioray.targets import RegressionTarget
+from cardioray.targets import BinaryTarget, RegressionTarget
 from cardioray.tasks.base import (
     TASKS,
     Batch,
@@ -60,12 +64,15 @@ from cardioray.tasks.outline_tables import (
     SPACING,
     frame_table,
     in_mm,
+    joined_views,
     measure_frame,
     pixel_doubts,
     stated_spacing,
     study_volumes,
 )
 from cardioray.tasks.outline_tables import REFERENCE as OF_REFERENCES
+
+log = logging.getLogger(__name__)
 
 StructureName = Literal["cavity", "myocardium", "atrium"]
 
@@ -100,7 +107,9 @@ class LvSegSettings:
 
     Attributes:
         structures: what is told apart from the background.
-        volumes: answer with end-diastolic and end-systolic volume, too.
+        volumes: answer with end-diastolic and end-systolic volume, too; off where no training file
+            states the size of a pixel. Studies without numbers of their own are judged by the
+            volumes of their reference outlines.
         method: how volumes are made of outlines.
         clean_up: how predicted label maps are tidied.
         preprocess: from the decoded frame to the stored one; travels with the bundle.
@@ -112,7 +121,7 @@ class LvSegSettings:
     """
 
     structures: tuple[StructureName, ...] = ("cavity", "myocardium", "atrium")
-    volumes: bool = False
+    volumes: bool = True
     method: MethodName = "discs"
     clean_up: CleanUp = CleanUp()
     preprocess: SegmentPreprocess = SegmentPreprocess()
@@ -125,6 +134,7 @@ class LvSegSettings:
     def __post_init__(self) -> None:
         if "cavity" not in self.structures or len(set(self.structures)) < len(self.structures):
             raise ValueError("structures are different ones, the cavity among them.")
+        NUMBER_CALIBRATIONS.get(self.operating.calibration)
         if self.model.window >= self.preprocess.image_size:
             raise ValueError(
                 f"model.window ({self.model.window}) is smaller than preprocess.image_size "
@@ -144,7 +154,8 @@ class LvSegTask(Task):
     )
     settings_type: ClassVar[type] = LvSegSettings
     settings: LvSegSettings
-    example_file: ClassVar[str] = "a4c_ed.png"
+    # DICOM states the size of a pixel, which volumes need.
+    example: ClassVar[str] = 'predictor.predict(["a4c.dcm", "a2c.dcm"], views=["A4C", "A2C"])'
     measures_pixels: ClassVar[bool] = True
     takes_views: ClassVar[bool] = True
     learns_from_labels: ClassVar[bool] = False
@@ -315,20 +326,41 @@ class LvSegTask(Task):
         """What the sizes of pixels leave open."""
         return pixel_doubts(samples["view"].tolist(), samples[list(SPACING)].to_numpy(float))
 
+    def suited(self, samples: pd.DataFrame) -> LvSegTask:
+        """Without volumes where no frame states the size of a pixel."""
+        if not self.settings.volumes or in_mm(samples).any():
+            return self
+        log.warning(
+            "No file states the size of a pixel: volumes cannot be judged, and the model answers "
+            "with the ejection fraction alone (volumes=false)."
+        )
+        return LvSegTask(replace(self.settings, volumes=False))
+
+    def judged(
+        self, samples: pd.DataFrame, target: BinaryTarget | RegressionTarget
+    ) -> NDArray[np.bool_]:
+        """Studies with both phases of a view, which for volumes state the size of a pixel."""
+        usable = self.takes_part(samples)
+        if target.name != EF_TARGET.name:
+            usable = usable & in_mm(samples)
+        studies = self.studies(samples)
+        phases = samples[usable].groupby([studies[usable], samples["view"][usable]])["phase"]
+        complete = phases.nunique() == len(PHASES)
+        return studies.isin(complete[complete].index.get_level_values(0)).to_numpy(bool)
+
     def require(self, samples: pd.DataFrame, split: pd.Series[str]) -> None:
         """Refuse a division without a test study that the targets can be measured in."""
-        test = samples[(split == "test").to_numpy()]
         for target in self.targets:
-            known = test
+            if (self.judged(samples, target) & (split == "test").to_numpy()).any():
+                continue
+            size, advice = "", "More patients, or a larger split.test."
             if target.name != EF_TARGET.name:
-                known = test[in_mm(test)]
-            phases = known.groupby([self.studies(known), known["view"]])["phase"].nunique()
-            if not (phases == len(PHASES)).any():
-                size = "" if target.name == EF_TARGET.name else " and states the size of a pixel"
-                raise ValueError(
-                    f"no test study has both phases of a view{size}, so that {target.name!r} could "
-                    "not be scored."
-                )
+                size = " and states the size of a pixel"
+                advice = f"{advice[:-1]}, or volumes=false."
+            raise ValueError(
+                f"no test study has both phases of a view{size}, so that {target.name!r} could "
+                f"not be scored. {advice}"
+            )
 
     def validation_figures(self, tables: Tables) -> dict[str, float]:
         """Mean Dice of each structure over validation frames, and of all of them."""
@@ -390,7 +422,9 @@ class LvSegTask(Task):
             own, true = (_number(*found, target.name) for found in (predicted, reference))
             label = float(known[0]) if len(known) else true
             if np.isfinite(label) and np.isfinite(own):
-                rows.append({**common, "head": target.name, "label": label, "score": own})
+                assert predicted[0] is not None
+                row = {**common, "head": target.name, "label": label, "score": own}
+                rows.append(row | {MEASURED_VIEWS: joined_views(predicted[0].views)})
             if len(known) and np.isfinite(true):
                 head = f"{target.name}_{OF_REFERENCE}"
                 rows.append({**common, "head": head, "label": label, "score": true})

@@ -26,6 +26,8 @@ GEOMETRY = ("height_px", "width_px", "spacing_row_mm", "spacing_column_mm")
 SPACING = GEOMETRY[2:]
 # Of a cavity, by the beginning of its columns: the predicted one, and the reference.
 PREDICTED, REFERENCE = "predicted", "reference"
+# Key of a bundle's metadata; see `view_doubts`.
+CALIBRATION_VIEWS = "calibration_views"
 # What is measured of a cavity, and what it is called where its unit is known.
 _LENGTHS = {"widths": "widths_mm", "length": "length_mm", "area": "area_mm2"}
 # What is kept of a frame in the table of parts.
@@ -158,6 +160,32 @@ def _cavities(
 def in_mm(frames: pd.DataFrame) -> NDArray[np.bool_]:
     """Which frames have pixels of a known size."""
     return _known(frames[list(SPACING)].to_numpy(float))
+
+
+def joined_views(views: Sequence[str]) -> str:
+    """Views that a number rests on, as tables name them: "A4C+A2C"."""
+    return "+".join(views)
+
+
+def view_doubts(calibrated: Mapping[str, int], views: Sequence[str]) -> list[str]:
+    """What is to be said of numbers that rest on other views than those of calibration studies.
+
+    Args:
+        calibrated: calibration studies by the views they were measured in (`joined_views`); empty
+            where that is not known.
+        views: those of the study at hand.
+    """
+    everyone = sum(calibrated.values())
+    if 2 * calibrated.get(joined_views(views), 0) >= everyone:
+        return []
+    shown = ", ".join(
+        f"{names.replace('+', ' and ')} ({count} of {everyone})"
+        for names, count in sorted(calibrated.items(), key=lambda item: -item[1])
+    )
+    return [
+        f"Calibration and intervals of the numbers were fitted on studies measured in {shown}; "
+        f"this one is measured in {' and '.join(views)}, and they may not hold for it."
+    ]
 
 
 def pixel_doubts(views: Sequence[str], sides: ArrayLike) -> list[str]:

@@ -90,7 +90,7 @@ class VideoTask(Task):
     """Heads over a clip; what a subclass adds is its targets and words."""
 
     settings: VideoSettings
-    example_file: ClassVar[str] = "cine.avi"
+    example: ClassVar[str] = 'predictor.predict(["cine.avi"])'
     measures_pixels: ClassVar[bool] = True
     takes_views: ClassVar[bool] = True
     shards_kind: ClassVar[str] = "clips"

@@ -20,15 +20,21 @@ import cardioray
 from cardioray import bundle as bundles
 from cardioray import config
 from cardioray.data.shards import ShardSet
+from cardioray.evaluation.predictions import MEASURED_VIEWS
 from cardioray.evaluation.report import Evaluation, title_of
 from cardioray.evaluation.segment_report import OutlineFigures
 from cardioray.models.gate import InputGate
 from cardioray.tasks.base import LabelStatistics
+from cardioray.tasks.outline_tables import CALIBRATION_VIEWS
 from cardioray.training.settings import RunConfig
 
 log = logging.getLogger(__name__)
 
 LIBRARIES = ("ray", "torch", "torchvision", "timm", "numpy", "pandas", "openvino", "pydicom")
+
+# Key of the metadata: what its card says of a model's data and training. It is no matter of a study
+# that somebody asks about, whose answer repeats what stands under "warnings" alone.
+TRAINING_WARNINGS = "training_warnings"
 
 PHANTOM_WARNING = "Trained on phantoms: figures say nothing about patients."
 UNKNOWN_PATIENTS_WARNING = (
@@ -84,8 +90,18 @@ class BundleSource:
     more_metrics: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def calibration_rows(self) -> pd.DataFrame:
+        """The predictions that set threshold, calibration and conformal set."""
+        held_out = self.predictions[self.predictions["split"] == "calibration"]
+        if len(held_out):
+            return held_out
+        if self.calibration_predictions is not None:
+            return self.calibration_predictions
+        return self.predictions[self.predictions["split"] == "validation"]
+
+    @property
     def fitted_on(self) -> str:
-        """Whose predictions set threshold, calibration and conformal set, in words."""
+        """Whose predictions these are, in words."""
         if (self.predictions["split"] == "calibration").any():
             return "calibration patients, which training has not seen"
         if self.calibration_predictions is not None:
@@ -132,12 +148,25 @@ def bundle_metadata(source: BundleSource) -> dict[str, Any]:
         "backbone": source.run.to_dict().get("model", {}).get("backbone"),
         "starting_weights": source.starting_weights,
         "operating_point_fitted_on": source.fitted_on,
+        **_calibration_views(source),
         "network_data_format": _network_data_format(source),
         "warnings": _warnings(source),
+        TRAINING_WARNINGS: [*task.warnings(shards.samples), *source.notes],
     }
 
 
+def _calibration_views(source: BundleSource) -> dict[str, dict[str, int]]:
+    """Of outlines: calibration studies by the views that the headline was measured in."""
+    rows = source.calibration_rows
+    if MEASURED_VIEWS not in rows:
+        return {}
+    own = rows[rows["head"] == source.run.task.targets[0].name]
+    counts = own.groupby(MEASURED_VIEWS)["study_id"].nunique()
+    return {CALIBRATION_VIEWS: {str(views): int(count) for views, count in counts.items()}}
+
+
 def _warnings(source: BundleSource) -> list[str]:
+    """What holds for every answer, and is repeated there."""
     samples = source.shards.samples
     warnings = []
     if "phantom" in samples and samples["phantom"].astype(str).str.lower().eq("true").any():
@@ -147,7 +176,7 @@ def _warnings(source: BundleSource) -> list[str]:
     held_out = bool((source.predictions["split"] == "calibration").any())
     if not held_out and source.calibration_predictions is None:
         warnings.append(SMALL_CALIBRATION_WARNING)
-    return [*warnings, *source.run.task.warnings(samples), *source.notes]
+    return warnings
 
 
 def _data_summary(source: BundleSource) -> dict[str, Any]:
@@ -232,7 +261,7 @@ def model_card(
         tolerance=tolerance,
         inputs=gate.summary(),
         outlines=outlines,
-        example_file=source.run.task.example_file,
+        example=source.run.task.example,
     )
 
 

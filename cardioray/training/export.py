@@ -181,15 +181,7 @@ def _outlines(source: BundleSource) -> list[OutlineFigures]:
 def _operating_point(
     source: BundleSource, target: BinaryTarget | RegressionTarget
 ) -> BinaryOperatingPoint | RegressionOperatingPoint:
-    table = source.predictions
-    if not (table["split"] == "calibration").any():
-        if source.calibration_predictions is not None:
-            table = source.calibration_predictions
-        else:
-            table = table[table["split"] == "validation"]
-    else:
-        table = table[table["split"] == "calibration"]
-    return _fitting(source).fit(table, target)
+    return _fitting(source).fit(source.calibration_rows, target)
 
 
 def write_operating_points(

@@ -238,7 +238,13 @@ class _Trainer:
             "data_wait_share": waited / trained,
             "epoch_seconds": time.perf_counter() - started,
         }
-        self._tell({"images_per_second": speed["images_per_second"], "best": progress.best})
+        self._tell(
+            {
+                "images_per_second": speed["images_per_second"],
+                "best": progress.best,
+                "figure": self.task.monitor.name,
+            }
+        )
         if self.logs is not None:
             self.logs.write_epoch(progress, speed)
         standing = self.task.monitor.standing(figures)

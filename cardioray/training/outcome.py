@@ -71,9 +71,14 @@ class Outcome:
         """The training log, one row an epoch."""
         return pd.read_csv(io.BytesIO(storage.read_bytes(storage.join(self.folder, LOG))))
 
+    @property
+    def weights_place(self) -> str:
+        """The file with the weights of the best epoch."""
+        return storage.join(self.folder, WEIGHTS)
+
     def weights(self) -> dict[str, Tensor]:
         """The weights of the best epoch."""
-        return load(storage.read_bytes(storage.join(self.folder, WEIGHTS)))
+        return load(storage.read_bytes(self.weights_place))
 
 
 def _read(path: str) -> pd.DataFrame:

@@ -152,7 +152,7 @@ def _table(step: str, runs: _Runs, shown: Shown) -> Table:
             f"{done:.1f}/{total}" if total else "",
             ProgressBar(total=total, completed=done, width=8) if total else "",
             _number(state.get("images_per_second"), ".0f"),
-            _number(state.get("best"), ".3f"),
+            _best_of(state, shown),
         )
     return table
 
@@ -180,13 +180,24 @@ def _running(label: str, state: Mapping[str, Any], shown: Shown) -> str:
     if state.get("images_per_second") is not None:
         figures.append(f"{state['images_per_second']:.0f} images/s")
     if _known(state.get("best")):
-        figures.append(f"{shown.figure} {state['best']:.3f}")
+        figures.append(f"{state.get('figure', shown.figure)} {state['best']:.3f}")
     return f"{label} ({', '.join(figures)})"
+
+
+def _best_of(state: Mapping[str, Any], shown: Shown) -> str:
+    """A run's best figure, by name where it is not the one in the heading."""
+    text = _number(state.get("best"), ".3f")
+    own = state.get("figure", shown.figure)
+    return text if own == shown.figure or not text else f"{own} {text}"
 
 
 def _best_text(runs: _Runs, shown: Shown) -> str:
     """The best run so far, where there are several."""
-    known = {label: state["best"] for label, state in runs.items() if _known(state.get("best"))}
+    known = {
+        label: state["best"]
+        for label, state in runs.items()
+        if _known(state.get("best")) and state.get("figure", shown.figure) == shown.figure
+    }
     if len(runs) < 2 or not known:
         return ""
     lower = shown.figure.removeprefix("val_") in LOWER_IS_BETTER

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ray.actor import ActorHandle
 from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
+from safetensors.numpy import load as load_arrays
 
 from cardioray import config, storage
 from cardioray.data import cluster
@@ -103,7 +104,15 @@ def train(
         _require_same(folder, _request(run, shards, split))
         log.info("%s is finished; nothing to do.", folder)
         return finished
-    plan = make_plan(run, shards, split, folder, storage.join(out, WEIGHTS_CACHE), progress, name)
+    start = None
+    first = pretraining_run(run)
+    if first is not None:
+        log.info("%s starts from a network of %s, which is trained first.", name, first.task.name)
+        start = pretrain(
+            first, shards, split, out, f"{name}-start", progress=progress, called_off=called_off
+        ).weights_place
+    cache = storage.join(out, WEIGHTS_CACHE)
+    plan = make_plan(run, shards, split, folder, cache, progress, name, start=start)
     text = yaml.safe_dump(run.to_dict(), sort_keys=False)
     storage.write_bytes(storage.join(folder, CONFIG), text.encode())
     if progress is not None:
@@ -125,6 +134,57 @@ def train(
     return outcome
 
 
+def pretraining_run(run: RunConfig) -> RunConfig | None:
+    """The training that comes before one, or None: see `Task.pretraining`."""
+    first = run.task.pretraining()
+    if first is None:
+        return None
+    changed = replace(
+        run.train,
+        recipe="scratch",
+        stages=None,
+        epochs=first.epochs,
+        learning_rate=first.learning_rate,
+        batch_size=first.batch_size,
+    )
+    return replace(run, task=first.task, train=changed)
+
+
+def pretrain(
+    first: RunConfig,
+    shards: ShardSet,
+    split: pd.Series[str],
+    out: str,
+    name: str | None = None,
+    *,
+    progress: ActorHandle[Any] | None = None,
+    called_off: Callable[[], bool] | None = None,
+) -> Outcome:
+    """Train the network that another one starts from, on training and validation patients alone.
+
+    Args:
+        first: its run (`pretraining_run`).
+        shards: prepared data of the run that starts from it.
+        split: split of every sample; what is told of other patients is of no use here, and they
+            are not to be seen.
+        out: folder or prefix that holds runs.
+        name: as in `train`.
+        progress: as in `train`.
+        called_off: as in `train`.
+
+    Raises:
+        ValueError: as `train`, and when the shards have nothing for it to learn from.
+    """
+    known = split.where(split.isin(["train", "validation"]), "")
+    taught = first.task.takes_part(shards.samples)
+    if not taught.any():
+        raise ValueError(
+            f"{shards.path} has no label maps to train the backbone on (model.pretrained=outlines)"
+            ": prepare data with label maps, or give weights with model.weights."
+        )
+    return train(first, shards, known, out, name=name, progress=progress, called_off=called_off)
+
+
 def make_plan(
     run: RunConfig,
     shards: ShardSet,
@@ -133,11 +193,14 @@ def make_plan(
     weights_cache: str,
     progress: ActorHandle[Any] | None,
     label: str,
+    *,
+    start: str | None = None,
 ) -> TrainPlan:
     """Decide everything ranks must agree on.
 
     Where the first weights come from is decided when a run first starts, and kept in its folder: a
-    run that goes on with internet may have begun without.
+    run that goes on with internet may have begun without. `start` names them where a training came
+    before.
 
     Raises:
         ValueError: for what `check_data` refuses, and when the folder holds another run.
@@ -151,7 +214,7 @@ def make_plan(
             shards, chosen["train"], run.task.decoder.columns[0], run.train.seed
         )
         statistics = replace(statistics, pixel_mean=mean, pixel_std=std)
-    weights = _starting_weights(run, _request(run, shards, split), folder, weights_cache)
+    weights = _starting_weights(run, _request(run, shards, split), folder, weights_cache, start)
     return TrainPlan(
         run=run.to_dict(),
         folder=folder,
@@ -183,6 +246,7 @@ def check_data(
     labels = encode_labels(run.task, shards.samples)
     check_studies(shards.samples, labels, run.task.studies(shards.samples))
     rows = shards.samples["row"].to_numpy(np.int64)
+    _refuse_leak(run, shards, split)
     known = run.task.takes_part(shards.samples)
     if run.task.learns_from_labels:
         known = known & np.any([np.isfinite(values) for values in labels.values()], axis=0)
@@ -196,6 +260,39 @@ def check_data(
     if run.task.learns_from_labels:
         _require_labels(run.task, labels, parts)
     return {part: np.sort(rows[mask]) for part, mask in parts.items() if mask.any()}, labels
+
+
+def seen_by_weights(run: RunConfig, shards: ShardSet) -> NDArray[np.bool_]:
+    """Which samples the network of `model.weights` was made with, where its bundle says so.
+
+    A bundle keeps digests of its samples beside the weights. They are compared by content, so that
+    samples which were prepared otherwise are not known again.
+
+    Returns:
+        (N,); nothing where no weights were given, or a file without a bundle.
+    """
+    given = run.to_dict().get("model", {}).get("weights")
+    if not given:
+        return np.zeros(len(shards.samples), bool)
+    from cardioray.predictor import SEEN, digest_numbers  # with all it loads; trials need none
+
+    place = storage.join(given.rpartition("/")[0], SEEN)
+    if not storage.exists(place):
+        return np.zeros(len(shards.samples), bool)
+    digests = digest_numbers(shards.samples["array_sha256"].tolist())
+    return np.isin(digests, load_arrays(storage.read_bytes(place))["digests"])
+
+
+def _refuse_leak(run: RunConfig, shards: ShardSet, split: pd.Series[str]) -> None:
+    """Refuse to score patients whom the starting weights have learned from."""
+    leaked = seen_by_weights(run, shards) & (split == "test").to_numpy()
+    if leaked.any():
+        patients = shards.samples["patient_id"][leaked].nunique()
+        raise ValueError(
+            f"model.weights is of a bundle that was made with {patients} of the test patients: "
+            "their scores would be too good. Train those weights on other patients, or choose "
+            "the test patients by a split column."
+        )
 
 
 def _require_labels(
@@ -259,12 +356,14 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _starting_weights(run: RunConfig, request: str, folder: str, cache: str) -> str | None:
+def _starting_weights(
+    run: RunConfig, request: str, folder: str, cache: str, start: str | None
+) -> str | None:
     if _require_same(folder, request):
         record = json.loads(storage.read_bytes(storage.join(folder, STARTED)))
         weights: str | None = record["starting_weights"]
         return weights
-    weights = run.task.starting_weights(cache)
+    weights = start or run.task.starting_weights(cache)
     record = {"request": request, "starting_weights": weights}
     storage.write_bytes(storage.join(folder, STARTED), json.dumps(record, indent=2).encode())
     return weights

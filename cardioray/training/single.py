@@ -13,9 +13,12 @@ from ray.actor import ActorHandle
 
 from cardioray import storage
 from cardioray.bundle import SUMS, Bundle, open_bundle
+from cardioray.clinical.number_calibration import least_patients
 from cardioray.data import cluster
 from cardioray.data.shards import ShardSet
 from cardioray.data.splits import Splits, assign_splits, folds_within
+from cardioray.evaluation.operating_point import calibration_method
+from cardioray.targets import RegressionTarget
 from cardioray.tasks.base import Tables, Task, encode_labels
 from cardioray.training.description import BundleSource
 from cardioray.training.export import write_bundle
@@ -27,6 +30,11 @@ from cardioray.training.settings import RunConfig
 log = logging.getLogger(__name__)
 
 BUNDLE = "bundle"
+# What makes calibration come from other patients than those of a split.
+_ELSEWHERE = {
+    "calibration": "no calibration rows in the split column",
+    "validation": "split.cross_fit_folds=2",  # there are neither calibration patients nor folds
+}
 CROSS_FIT = "cross_fit"
 
 
@@ -96,6 +104,7 @@ def train_run(
         division: of the patients; by default that of the run's own headline.
     """
     out = storage.absolute(out)
+    run = replace(run, task=run.task.suited(shards.samples))
     division = division or divide(run, shards)
     split, folds = division.split, None
     if division.calibration == "cross-fitted":
@@ -149,18 +158,21 @@ def require_patients(
                 "split.test, or `cardioray compare`, whose folds score every patient."
             )
         task.require(samples, split)
-        return
-    labels = encode_labels(task, samples)
     free = task.operating.calibration == "none" and task.operating.rule.startswith("fixed")
     for target in task.targets:
-        known = pd.Series(labels[target.name], index=samples.index)
-        if not (known.notna() & (split == "test")).any():
+        judged = pd.Series(task.judged(samples, target), index=samples.index)
+        if not (judged & (split == "test")).any():
             raise ValueError(
                 f"no test patient has a label of {target.name!r}, so that the model could not be "
                 "scored: more patients, or a larger split.test."
             )
-        if fitted_on is None or free or target.kind != "binary":
+        if isinstance(target, RegressionTarget):
+            _require_for_number(task, target, samples["patient_id"], judged, split, fitted_on)
             continue
+        calibration_method(target, task.operating.calibration)
+        if fitted_on is None or free:
+            continue
+        known = pd.Series(target.encode(samples), index=samples.index)
         chosen = known[(split == fitted_on) & known.notna()]
         patients = samples["patient_id"].loc[chosen.index]
         # A patient counts for every class that one of their studies is of.
@@ -171,14 +183,46 @@ def require_patients(
             shown = " and ".join(
                 f"{n} of {name!r}" for n, name in zip(counts, target.classes, strict=True)
             )
-            advice = "no calibration rows in the split column"
-            if fitted_on == "validation":  # there are neither calibration patients nor folds
-                advice = "split.cross_fit_folds=2"
             raise ValueError(
                 f"threshold and calibration of {target.name!r} need at least 2 {fitted_on} "
                 f"patients of each class; there are {shown}. More patients, a larger "
-                f"split.{fitted_on}, or {advice}."
+                f"split.{fitted_on}, or {_ELSEWHERE[fitted_on]}."
             )
+
+
+def _require_for_number(
+    task: Task,
+    target: RegressionTarget,
+    patients: pd.Series[str],
+    judged: pd.Series[bool],
+    split: pd.Series[str],
+    fitted_on: str | None,
+) -> None:
+    """Refuse a division with too few patients to calibrate a number on.
+
+    Args:
+        task: how it is calibrated.
+        target: the number.
+        patients: patient of every sample.
+        judged: which samples are of studies whose number can be judged.
+        split: split of every sample.
+        fitted_on: as in `require_patients`.
+    """
+    method = calibration_method(target, task.operating.calibration)
+    chosen = split == fitted_on if fitted_on is not None else ~split.isin(["test", ""])
+    there, least = patients[chosen & judged].nunique(), least_patients(method)
+    if there >= least:
+        return
+    advice = ["more patients"]
+    if fitted_on is not None:
+        advice += [f"a larger split.{fitted_on}", _ELSEWHERE[fitted_on]]
+    if method != "none":
+        advice.append("operating.calibration=none")
+    raise ValueError(
+        f"calibration {method!r} and interval of {target.name!r} need at least {least} "
+        f"{fitted_on or 'development'} patients whose {target.name!r} can be judged; there are "
+        f"{there}. What helps: {'; '.join(advice)}."
+    )
 
 
 def _cross_fit_folds(

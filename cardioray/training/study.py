@@ -44,7 +44,7 @@ from cardioray.studies import FUSION, SORTER
 from cardioray.targets import BinaryTarget, RegressionTarget
 from cardioray.tasks.echo_view import VIEW, EchoViewSettings
 from cardioray.tasks.video import VideoTask
-from cardioray.training.description import render_card
+from cardioray.training.description import TRAINING_WARNINGS, render_card
 from cardioray.training.export import write_operating_points
 from cardioray.training.outcome import PREDICTIONS
 from cardioray.training.progress import Shown, shown_progress
@@ -360,9 +360,12 @@ def _write(
         "created": bundles.now(),
         "dataset_hash": shards.index.dataset_hash,
         MEMBERS: list(members),
-        "warnings": list(
-            dict.fromkeys(w for own in members.values() for w in own.metadata["warnings"])
-        ),
+        **{
+            key: list(
+                dict.fromkeys(w for own in members.values() for w in own.metadata.get(key, ()))
+            )
+            for key in ("warnings", TRAINING_WARNINGS)
+        },
         "starting_weights": "those of the members",
     }
     written = {k: v for k, v in run.to_dict().items() if k != "scale"} | {"views": list(views)}

@@ -118,6 +118,7 @@ def compare(
     out = storage.absolute(out)
     cluster.require_shared(out, run.scale.shared_storage)
     asked = run.scale
+    run = dataclasses.replace(run, task=run.task.suited(shards.samples))
     run, concurrent = fit_cluster(run, settings)
     with shown_progress(shown) as board:
         return _Comparing(run, asked, shards, settings, out, concurrent, board).run_all()

@@ -102,7 +102,7 @@ def search_kernels(
 
 
 def _run(jobs: Mapping[str, Job], tried: list[GaussianProcessConfig]) -> dict[str, list[float]]:
-    """The score of every candidate on every job; minus infinity where it could not be fitted."""
+    """The score of every candidate on every job."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # Tune's own answer to Ctrl-C is to return, as though the trials had ended.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +16,7 @@ from cardioray.evaluation.keyframe_report import CONSTANT, KeyframeReport, keyfr
 from cardioray.keyframes import HEADS, HEADS_RECORD, REVIEW
 from cardioray.tasks.base import encode_labels
 from cardioray.tasks.keyframe_ef import EF_TARGET, KeyframeEfTask
-from cardioray.tasks.keyframe_heads import Answers
+from cardioray.tasks.keyframe_tables import answers_table
 from cardioray.training.description import BundleSource
 from cardioray.training.export import write_bundle
 from cardioray.training.progress import Shown, shown_progress
@@ -32,12 +30,9 @@ from cardioray.tuning.keyframes import (
     find_studies,
     fit_divisions,
     predictions_of,
-    shown_for,
+    review_limit,
     write_predictions,
 )
-
-# Share of calibration studies whose SD is called small enough.
-_SURE = 0.8
 
 
 def train_keyframes(
@@ -77,9 +72,9 @@ def train_keyframes(
     if storage.exists(storage.join(place, SUMS)):
         return open_bundle(place)
     studies = find_studies(task, shards)
-    with shown_progress(shown_for(run, shown)) as board:
+    with shown_progress(shown) as board:
         [fitted] = fit_divisions(run, shards, studies, {"final": split}, folder, board).values()
-    own = predictions_of(studies, {"final": fitted}, CONSTANT)
+    own = predictions_of(task, studies, {"final": fitted}, CONSTANT)
     write_predictions(own, folder)
     report = keyframe_report(own, EF_TARGET, task.settings.target, seed=run.train.seed)
     report.write(folder)
@@ -102,15 +97,17 @@ def _source(
     training = (split == "train").to_numpy() & task.takes_part(shards.samples)
     statistics = task.label_statistics({key: values[training] for key, values in labels.items()})
     heads = fitted.fit.heads
-    calibration = _table(task, studies, fitted.development, fitted.fit.out_of_fold, "calibration")
+    development = studies.table[fitted.development]
     return BundleSource(
         run=run,
         shards=shards,
         split=split,
         weights=fitted.weights,
         statistics=replace(statistics, pixel_mean=(), pixel_std=()),
-        predictions=_table(task, studies, fitted.test, fitted.answers, "test"),
-        calibration_predictions=calibration,
+        predictions=answers_table(task, studies.table[fitted.test], fitted.answers, "test"),
+        calibration_predictions=answers_table(
+            task, development, fitted.fit.out_of_fold, "calibration"
+        ),
         log=None,
         name=name,
         comparison=None,
@@ -118,31 +115,10 @@ def _source(
         files={
             HEADS: save_arrays({k: np.ascontiguousarray(v) for k, v in heads.to_arrays().items()}),
             HEADS_RECORD: heads.to_json().encode(),
-            REVIEW: dump_json({"sd": float(np.quantile(fitted.fit.out_of_fold.sd, _SURE))}),
+            REVIEW: dump_json({"sd": review_limit(fitted.fit.out_of_fold)}),
         },
         more_metrics={"keyframes": report.to_dict()},
     )
-
-
-def _table(
-    task: KeyframeEfTask, studies: Studies, chosen: Any, answers: Answers, split: str
-) -> pd.DataFrame:
-    """What the ensemble says of some studies, as a predictions table."""
-    own = studies.table[chosen].reset_index(drop=True)
-    question = task.settings.target
-    classes = question.encode(own.rename(columns={"label": EF_TARGET.value_column}))
-    said: Mapping[str, tuple[Any, Any]] = {
-        EF_TARGET.name: (own["label"], np.clip(answers.value, EF_TARGET.low, EF_TARGET.high)),
-        question.name: (classes, answers.probability),
-    }
-    pieces = []
-    for head, (label, score) in said.items():
-        piece = own[["sample_id", "study_id", "patient_id", "source", "row"]].copy()
-        piece["split"], piece["head"] = split, head
-        piece["label"], piece["score"] = label, score
-        pieces.append(piece)
-    table: pd.DataFrame = pd.concat(pieces, ignore_index=True)
-    return table
 
 
 def _starting_weights(task: KeyframeEfTask) -> str:

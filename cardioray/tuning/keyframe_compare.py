@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from cardioray import storage
@@ -17,8 +17,14 @@ from cardioray.evaluation.keyframe_report import (
     joined,
     keyframe_report,
 )
-from cardioray.evaluation.predictions import check_predictions, per_study, select_split
+from cardioray.evaluation.predictions import (
+    check_predictions,
+    per_study,
+    read_predictions,
+    select_split,
+)
 from cardioray.model_store import bundle_place
+from cardioray.targets import BinaryTarget
 from cardioray.tasks.keyframe_ef import EF_TARGET, KeyframeEfTask
 from cardioray.training.outcome import PREDICTIONS
 from cardioray.training.progress import Shown, shown_progress
@@ -30,7 +36,6 @@ from cardioray.tuning.keyframes import (
     find_studies,
     fit_divisions,
     predictions_of,
-    shown_for,
     write_predictions,
 )
 from cardioray.tuning.settings import CompareConfig
@@ -76,18 +81,18 @@ def compare_keyframes(
     """
     task = run.task
     assert isinstance(task, KeyframeEfTask)
-    others = [read_beside(text) for text in beside]
+    others = [read_beside(text, task.settings.target) for text in beside]
     cluster.connect(dashboard=True)
     out = storage.absolute(out)
     cluster.require_shared(out, run.scale.shared_storage)
     studies = find_studies(task, shards)
     division = divide(run, shards, settings)
     splits = {f"fold{number}": split for number, split in enumerate(division.folds)}
-    with shown_progress(shown_for(run, shown)) as board:
+    with shown_progress(shown) as board:
         fitted = fit_divisions(run, shards, studies, splits, out, board)
-    own = predictions_of(studies, fitted, CONSTANT)
-    write_predictions(own, out)
+    own = predictions_of(task, studies, fitted, CONSTANT)
     table = joined([own, *(_by_our_studies(other, studies.table) for other in others)])
+    write_predictions(table, out)
     report = keyframe_report(table, EF_TARGET, task.settings.target, seed=settings.seed)
     report.write(out)
     write_feature_plots(studies, next(iter(fitted.values())), out)
@@ -98,11 +103,15 @@ def compare_keyframes(
     return KeyframeComparison(out, report)
 
 
-def read_beside(text: str) -> pd.DataFrame:
-    """Predictions of another model, one row a study: `model`, `study_id`, `patient_id`, `label`...
+def read_beside(text: str, question: BinaryTarget) -> pd.DataFrame:
+    """Predictions of another model, one row a study.
 
     Args:
         text: `name=place`, or the place alone; see `compare_keyframes`.
+        question: the class, whose probability is taken along where the model tells it.
+
+    Returns:
+        `model`, `study_id`, `patient_id`, `label`, `value` and `probability` (NaN where unknown).
 
     Raises:
         ValueError: when there are no test predictions of the ejection fraction.
@@ -113,13 +122,14 @@ def read_beside(text: str) -> pd.DataFrame:
     place = storage.absolute(place)
     if not place.endswith((".parquet", ".csv")):
         place = storage.join(storage.absolute(bundle_place(place)), PREDICTIONS)
-    content = io.BytesIO(storage.read_bytes(place))
-    table = pd.read_csv(content) if place.endswith(".csv") else pd.read_parquet(content)
-    test = select_split(check_predictions(table, EF_TARGET), "test")
-    found = per_study(test)
-    return found.assign(model=name, value=found["score"])[
-        ["model", "study_id", "patient_id", "label", "value"]
-    ]
+    table = read_predictions(place)
+    found = per_study(select_split(check_predictions(table, EF_TARGET), "test"))
+    found = found.assign(model=name, value=found["score"], probability=np.nan)
+    if "head" in table and (table["head"] == question.name).any():
+        classes = per_study(select_split(check_predictions(table, question), "test"))
+        said = classes.set_index("study_id")["score"]
+        found["probability"] = found["study_id"].map(said)
+    return found[["model", "study_id", "patient_id", "label", "value", "probability"]]
 
 
 def _by_our_studies(other: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:

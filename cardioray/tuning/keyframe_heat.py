@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import numpy as np
@@ -22,6 +23,8 @@ from cardioray.tasks.keyframe_heat import frame_heat
 from cardioray.training.settings import RunConfig
 from cardioray.tuning.keyframes import Fitted, Studies
 
+log = logging.getLogger(__name__)
+
 _IDS = ("frame", "study_id", "patient_id")
 
 
@@ -31,10 +34,11 @@ def heat_in_structures(
     """Shares of heat of all test frames that have a label map; see `heat_shares`.
 
     Beside each share stands that of the area of the picture: heat that knows nothing of the heart
-    has the same.
+    has the same. What a label map lacks has neither.
 
     Returns:
-        One row a frame; empty where no frame has a label map, or the backbone no feature map.
+        One row a frame; empty where no frame has a label map, or the backbone no feature map, of
+        which the log says why.
     """
     task = run.task
     assert isinstance(task, KeyframeEfTask)
@@ -56,10 +60,15 @@ def heat_in_structures(
             for row, picture, labels in zip(rows, arrays[IMAGE], arrays[MASK], strict=True):
                 try:
                     heat = frame_heat(model, own.fit.heads, frame, picture)
-                except NoFeatureMap:
+                except NoFeatureMap as error:
+                    log.warning("There are no shares of heat: %s", error)
                     return pd.DataFrame(columns=list(_IDS))
                 shares = heat_shares(heat, labels, STRUCTURES, _plane(labels))
-                areas = {f"area_{k}": float((labels == v).mean()) for k, v in STRUCTURES.items()}
+                # As in `heat_shares`, what is not there was not outlined.
+                areas = {
+                    f"area_{name}": float((labels == number).mean() or np.nan)
+                    for name, number in STRUCTURES.items()
+                }
                 about = samples.loc[row]
                 found.append(
                     {

@@ -14,27 +14,31 @@ from numpy.typing import NDArray
 from ray.actor import ActorHandle
 from torch import Tensor
 
-from cardioray import config, storage
-from cardioray.data.keyframe_layouts import OUTLINED
+from cardioray import storage
+from cardioray.clinical.calibration import patient_folds
 from cardioray.data.reading import pixel_statistics
 from cardioray.data.shards import ShardSet, write_table
+from cardioray.data.splits import training_within
+from cardioray.evaluation.operating_point import fit_operating_point
+from cardioray.evaluation.uncertainty import REVIEW_SHARE
 from cardioray.models.gaussian_process import GaussianProcessConfig
-from cardioray.models.keyframes import KeyframeModel, load_keyframe_weights
-from cardioray.models.segmentation import SegmentModelConfig
+from cardioray.models.keyframes import load_keyframe_weights
 from cardioray.tasks.base import encode_labels
 from cardioray.tasks.keyframe_ef import EF_TARGET, KeyframeEfTask
 from cardioray.tasks.keyframe_heads import (
+    LEAST_FOLDS,
     Answers,
     Development,
     Fit,
+    InnerFold,
     by_input,
+    classes_of,
     fit_heads,
+    require_classes,
 )
-from cardioray.tasks.lv_seg import LvSegSettings
 from cardioray.training.features import Features, compute_features
-from cardioray.training.outcome import WEIGHTS_CACHE
-from cardioray.training.progress import Shown
-from cardioray.training.run import check_data, train
+from cardioray.training.outcome import WEIGHTS_CACHE, Outcome
+from cardioray.training.run import pretrain, pretraining_run, run_name, seen_by_weights
 from cardioray.training.settings import RunConfig
 from cardioray.tuning.kernel_search import Job, search_kernels
 
@@ -135,6 +139,25 @@ class Fitted:
     features: Features
 
 
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One division, ready to be fitted.
+
+    Attributes:
+        name: of the division.
+        development: which studies heads are fitted to, (S,).
+        test: which they have not seen, (S,).
+        validation: of the development studies, those that stop the training of perceptrons.
+        folds: rows of the development studies that are fitted to and held out, fold by fold.
+    """
+
+    name: str
+    development: NDArray[np.bool_]
+    test: NDArray[np.bool_]
+    validation: NDArray[np.bool_]
+    folds: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+
+
 def fit_divisions(
     run: RunConfig,
     shards: ShardSet,
@@ -145,6 +168,11 @@ def fit_divisions(
 ) -> dict[str, Fitted]:
     """Features, kernels and heads for some divisions of the patients, by name.
 
+    Weights, SD and threshold of the heads come from what heads say of patients whom neither they
+    nor their backbone have seen: a backbone that learns outlines does so once for every inner
+    fold, too. Where there are at least four divisions (the folds of a comparison), the inner folds
+    of each are the others, so that each pair of them shares a backbone.
+
     Args:
         run: settings.
         shards: prepared data.
@@ -154,127 +182,177 @@ def fit_divisions(
         board: where trainings are shown, or None.
 
     Raises:
-        ValueError: for settings or data that heads cannot be fitted with.
+        ValueError: for settings or data that heads cannot be fitted with, before anything is
+            trained.
     """
     task = run.task
     assert isinstance(task, KeyframeEfTask)
-    rows = np.unique(np.concatenate([r[r >= 0] for r in studies.rows.values()]))
-    prepared: dict[str, tuple[dict[str, Tensor], Features, NDArray[np.object_]]] = {}
-    for name, split in splits.items():
-        weights = backbone_weights(run, shards, split, out, name, board)
-        features = compute_features(task, weights, shards, rows, out, precision=run.train.precision)
-        prepared[name] = (weights, features, _of_studies(studies, shards, split))
-    processes = _processes(run, studies, prepared, out)
+    _refuse_seen(run, shards, studies, splits)
+    parts = _parts(task, shards, studies, splits, run.train.seed)
+    backbones = Backbones(run, shards, studies, out, board)
+    everyone = studies.table["patient_id"].to_numpy(object)
+    prepared: dict[str, tuple[dict[str, Tensor], Features, list[Features]]] = {}
+    for part in parts:
+        own = everyone[part.development]
+        weights = backbones.weights(set(own), part.name)
+        features = backbones.features(weights)
+        inner = [
+            backbones.features(
+                backbones.weights(set(own[fitted]), f"{part.name}, inner fold {number + 1}")
+                if backbones.learned
+                else weights
+            )
+            for number, (fitted, _) in enumerate(part.folds)
+        ]
+        prepared[part.name] = (weights, features, inner)
+    processes = _processes(
+        run, studies, {part.name: (part, prepared[part.name][1]) for part in parts}, out
+    )
     fitted = {}
-    for name, (weights, features, own) in prepared.items():
-        development = np.isin(own, ["train", "validation", "calibration"])
-        test = own == "test"
-        _require_patients(studies.table["patient_id"][development], name)
+    for part in parts:
+        weights, features, inner = prepared[part.name]
         fit = fit_heads(
             task.settings.heads,
             task.settings.target,
-            _development(studies, features, development, own),
-            processes[name],
-            seed=run.train.seed,
+            _development(studies, features, part),
+            processes[part.name],
+            [
+                InnerFold(learned, held, studies.features(own_features, part.development))
+                for (learned, held), own_features in zip(part.folds, inner, strict=True)
+            ],
         )
-        answers = fit.heads.answer(studies.features(features, test))
-        fitted[name] = Fitted(fit, weights, development, test, answers, features)
+        answers = fit.heads.answer(studies.features(features, part.test))
+        fitted[part.name] = Fitted(fit, weights, part.development, part.test, answers, features)
     return fitted
 
 
-def backbone_weights(
-    run: RunConfig,
-    shards: ShardSet,
-    split: pd.Series[str],
-    out: str,
-    name: str,
-    board: ActorHandle[object] | None,
-) -> dict[str, Tensor]:
-    """The weights of the backbone for one division: published, given, trained on outlines, random.
-
-    Args:
-        run: settings.
-        shards: prepared data.
-        split: split of every sample; no test patient takes part in what is trained.
-        out: folder or prefix of trainings.
-        name: of the division.
-        board: where a training is shown, or None.
-
-    Raises:
-        ValueError: when there are none to be had.
-    """
-    task = run.task
-    assert isinstance(task, KeyframeEfTask)
-    settings = task.settings.model
-    torch.manual_seed(run.train.seed)
-    model = task.build_model()
-    training = (split == "train").to_numpy() & task.takes_part(shards.samples)
-    rows = np.sort(shards.samples["row"].to_numpy(np.int64)[training])
-    model.initialise(*pixel_statistics(shards, rows, task.columns[0], run.train.seed))
-    if settings.weights is None and settings.pretrained == "outlines":
-        _load_trained_encoder(run, shards, split, out, name, board, model)
-    else:
-        path = task.starting_weights(storage.join(out, WEIGHTS_CACHE))
-        if path is not None:
-            load_keyframe_weights(model, path)
-        else:
-            log.warning(
-                "%s has random weights (model.pretrained=none): its features say little.",
-                settings.backbone,
-            )
-    return {key: value.detach().clone() for key, value in model.state_dict().items()}
-
-
-def _load_trained_encoder(
-    run: RunConfig,
-    shards: ShardSet,
-    split: pd.Series[str],
-    out: str,
-    name: str,
-    board: ActorHandle[object] | None,
-    model: KeyframeModel,
+def _refuse_seen(
+    run: RunConfig, shards: ShardSet, studies: Studies, splits: Mapping[str, pd.Series[str]]
 ) -> None:
-    """Train a segmentation on the outlines of the training patients, and take its encoder."""
-    if OUTLINED not in shards.samples or not shards.samples[OUTLINED].any():
-        raise ValueError(
-            f"{shards.path} has no outlines to train the backbone on (model.pretrained=outlines): "
-            "prepare data with label maps, or give weights with model.weights."
+    """Refuse given weights that have learned from patients whom they are to be judged by."""
+    seen = shards.samples["patient_id"][seen_by_weights(run, shards)]
+    known = studies.table["patient_id"].isin(seen).to_numpy()
+    tested = np.any([_of_studies(studies, shards, split) == "test" for split in splits.values()], 0)
+    if not known.any():
+        return
+    if (known & tested).any():
+        whom = f"{studies.table['patient_id'][known & tested].nunique()} of the test patients"
+        what = "their scores would be too good"
+    else:
+        whom = f"{studies.table['patient_id'][known].nunique()} of the patients heads learn from"
+        what = "the heads would take themselves to be surer than they are"
+    raise ValueError(
+        f"model.weights is of a bundle that was made with {whom}: {what}. Use weights of other "
+        "patients, or model.pretrained=outlines, which learns them anew for every fold."
+    )
+
+
+def _parts(
+    task: KeyframeEfTask,
+    shards: ShardSet,
+    studies: Studies,
+    splits: Mapping[str, pd.Series[str]],
+    seed: int,
+) -> list[_Part]:
+    """Every division with its inner folds, checked for whether heads can be fitted to it."""
+    heads, table = task.settings.heads, studies.table
+    labels, patients = table["label"].to_numpy(float), table["patient_id"].to_numpy(object)
+    owns = {name: _of_studies(studies, shards, split) for name, split in splits.items()}
+    parts = []
+    for name, own in owns.items():
+        development = np.isin(own, ["train", "validation", "calibration"])
+        _require_patients(studies, development, name)
+        others = [set(patients[other == "test"]) for key, other in owns.items() if key != name]
+        mine = patients[development]
+        if len(others) >= LEAST_FOLDS and set().union(*others) >= set(mine):
+            held = [np.flatnonzero(np.isin(mine, list(other))) for other in others]
+            folds = [(np.setdiff1d(np.arange(len(mine)), rows), rows) for rows in held]
+        else:
+            classes = classes_of(labels[development], task.settings.target)
+            rare = min((classes == code).sum() for code in (0, 1)) < heads.inner_folds
+            folds = list(
+                patient_folds(
+                    None if rare else classes, mine, num_folds=heads.inner_folds, seed=seed
+                )
+            )
+        validation = own[development] == "validation"
+        require_classes(heads, task.settings.target, labels[development], mine, validation, folds)
+        parts.append(_Part(name, development, own == "test", validation, folds))
+    return parts
+
+
+class Backbones:
+    """Backbones for sets of patients, trained where they learn from these, and their features."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        shards: ShardSet,
+        studies: Studies,
+        out: str,
+        board: ActorHandle[object] | None,
+    ) -> None:
+        assert isinstance(run.task, KeyframeEfTask)
+        self.run, self.task, self.shards, self.out, self.board = run, run.task, shards, out, board
+        self.rows = np.unique(np.concatenate([r[r >= 0] for r in studies.rows.values()]))
+        self.first = pretraining_run(run)
+
+    @property
+    def learned(self) -> bool:
+        """Whether a backbone learns from its patients."""
+        return self.first is not None
+
+    def weights(self, patients: set[str], shown: str) -> dict[str, Tensor]:
+        """The weights of the backbone: published, given, trained on outlines, or random.
+
+        Args:
+            patients: who may be learned from, and normalised by.
+            shown: what the training is for.
+
+        Raises:
+            ValueError: when there are none to be had.
+        """
+        samples = self.shards.samples
+        known = samples["patient_id"].isin(patients).to_numpy()
+        torch.manual_seed(self.run.train.seed)
+        model = self.task.build_model()
+        taking = known & self.task.takes_part(samples)
+        rows = np.sort(samples["row"].to_numpy(np.int64)[taking])
+        model.initialise(
+            *pixel_statistics(self.shards, rows, self.task.columns[0], self.run.train.seed)
         )
-    segmentation = encoder_run(run)
-    # What is told of test patients is of no use here, and they are not to be seen.
-    known = split.where(split.isin(["train", "validation"]), "")
-    check_data(segmentation, shards, known)
-    outcome = train(
-        segmentation, shards, known, storage.join(out, ENCODERS), name=name, progress=board
-    )
-    model.load_segmentation(outcome.weights())
+        if self.first is not None:
+            model.load_segmentation(self._outlining(self.first, known, shown).weights())
+        else:
+            path = self.task.starting_weights(storage.join(self.out, WEIGHTS_CACHE))
+            if path is not None:
+                load_keyframe_weights(model, path)
+            else:
+                log.warning(
+                    "%s has random weights (model.pretrained=none): its features say little.",
+                    self.task.settings.model.backbone,
+                )
+        return {key: value.detach().clone() for key, value in model.state_dict().items()}
 
+    def _outlining(self, first: RunConfig, known: NDArray[np.bool_], shown: str) -> Outcome:
+        """A segmentation of the known patients' frames; the same patients have the same one."""
+        labels = encode_labels(self.task, self.shards.samples)[EF_TARGET.name]
+        split = training_within(self.shards.samples, labels, known, self.task.split)
+        name = run_name(first, self.shards, split)
+        log.info("The backbone of %s is trained on outlines as %s.", shown, name)
+        place = storage.join(self.out, ENCODERS)
+        return pretrain(first, self.shards, split, place, name, progress=self.board)
 
-def encoder_run(run: RunConfig) -> RunConfig:
-    """The training of the segmentation network whose encoder is the backbone."""
-    task = run.task
-    assert isinstance(task, KeyframeEfTask)
-    settings = LvSegSettings(
-        structures=task.settings.model.structures,
-        preprocess=task.settings.preprocess,
-        model=SegmentModelConfig(backbone=task.settings.model.backbone, pretrained="none"),
-        augment=task.settings.augment,
-        split=task.settings.split,
-    )
-    written = config.to_dict(settings) | {
-        "train": config.to_dict(run.train),
-        "scale": config.to_dict(run.scale),
-    }
-    return RunConfig.build("lv-seg", written)
-
-
-def shown_for(run: RunConfig, shown: Shown | None) -> Shown | None:
-    """How the trainings of backbones are shown: by their own figure, not by that of the heads."""
-    task = run.task
-    assert isinstance(task, KeyframeEfTask)
-    if shown is None or not task.settings.model.of_segmentation:
-        return shown
-    return replace(shown, figure=encoder_run(run).task.monitor.name)
+    def features(self, weights: Mapping[str, Tensor]) -> Features:
+        """Of all frames that take part."""
+        return compute_features(
+            self.task,
+            weights,
+            self.shards,
+            self.rows,
+            self.out,
+            precision=self.run.train.precision,
+        )
 
 
 def _of_studies(studies: Studies, shards: ShardSet, split: pd.Series[str]) -> NDArray[np.object_]:
@@ -283,25 +361,20 @@ def _of_studies(studies: Studies, shards: ShardSet, split: pd.Series[str]) -> ND
     return by_patient.reindex(studies.table["patient_id"]).to_numpy(object)
 
 
-def _development(
-    studies: Studies,
-    features: Features,
-    development: NDArray[np.bool_],
-    own: NDArray[np.object_],
-) -> Development:
-    table = studies.table[development]
+def _development(studies: Studies, features: Features, part: _Part) -> Development:
+    table = studies.table[part.development]
     return Development(
-        features=studies.features(features, development),
+        features=studies.features(features, part.development),
         labels=table["label"].to_numpy(float),
         patients=table["patient_id"].to_numpy(object),
-        validation=own[development] == "validation",
+        validation=part.validation,
     )
 
 
 def _processes(
     run: RunConfig,
     studies: Studies,
-    prepared: Mapping[str, tuple[dict[str, Tensor], Features, NDArray[np.object_]]],
+    parts: Mapping[str, tuple[_Part, Features]],
     out: str,
 ) -> dict[str, dict[str, GaussianProcessConfig]]:
     """Settings of the Gaussian process for each division and input, searched where wanted."""
@@ -309,68 +382,124 @@ def _processes(
     assert isinstance(task, KeyframeEfTask)
     heads = task.settings.heads
     jobs = {}
-    for name, (_, features, own) in prepared.items():
-        development = _development(
-            studies, features, np.isin(own, ["train", "validation", "calibration"]), own
-        )
+    for name, (part, features) in parts.items():
+        development = _development(studies, features, part)
         together = heads.together and len(development.features) > 1
         inputs = by_input(development.features, tuple(development.features), together=together)
         for frame, values in inputs.items():
             there = np.isfinite(values).all(axis=1)
-            _require_patients(pd.Series(development.patients[there]), f"{name}, {frame}")
             jobs[f"{name}/{frame}"] = Job(
                 values[there], development.labels[there], development.patients[there]
             )
     base = replace(heads.gp, seed=run.train.seed)
     chosen = search_kernels(jobs, base, heads.search if "gp" in heads.members else 0, out)
-    found: dict[str, dict[str, GaussianProcessConfig]] = {name: {} for name in prepared}
+    found: dict[str, dict[str, GaussianProcessConfig]] = {name: {} for name in parts}
     for job, settings in chosen.items():
         name, _, frame = job.rpartition("/")
         found[name][frame] = settings
     return found
 
 
-def _require_patients(patients: pd.Series[str], where: str) -> None:
-    count = patients.nunique()
-    if count < LEAST_PATIENTS:
-        raise ValueError(
-            f"{where}: heads are fitted to {count} patients; at least {LEAST_PATIENTS} are needed."
-        )
+def _require_patients(studies: Studies, development: NDArray[np.bool_], where: str) -> None:
+    """Refuse frames that too few patients have for heads to be fitted to them."""
+    patients = studies.table["patient_id"].to_numpy(object)
+    every = np.all([rows >= 0 for rows in studies.rows.values()], axis=0)
+    inputs = {frame: rows >= 0 for frame, rows in studies.rows.items()} | {"together": every}
+    for frame, there in inputs.items():
+        count = len(set(patients[development & there]))
+        if count < LEAST_PATIENTS:
+            others = [name for name in studies.rows if name != frame]
+            advice = f"frames=[{','.join(others)}], or " if frame != "together" and others else ""
+            raise ValueError(
+                f"{where}: heads on {frame} are fitted to {count} patients; at least "
+                f"{LEAST_PATIENTS} are needed: {advice}more patients."
+            )
 
 
 def predictions_of(
-    studies: Studies, fitted: Mapping[str, Fitted], constant: str = "constant mean"
+    task: KeyframeEfTask,
+    studies: Studies,
+    fitted: Mapping[str, Fitted],
+    constant: str = "constant mean",
 ) -> pd.DataFrame:
     """What every member, the ensemble and a constant say of the test studies of each division.
 
     Args:
+        task: its class and how that is decided.
         studies: all of them.
         fitted: by the name of the division.
         constant: what the baseline is called: the mean of the development studies, with their SD.
 
     Returns:
         One row a study and model: `fold`, `model`, `study_id`, `patient_id`, `label`, `value`,
-        `sd`, `probability`; NaN of what a model does not tell, or cannot for want of a frame.
+        `sd`, `probability`, `positive`, what is decided by a threshold from the development
+        studies, and of the ensemble `sd_limit`, above which a person should look; NaN of what a
+        model does not tell, or cannot for want of a frame.
     """
     pieces = []
     for fold, own in fitted.items():
         table = studies.table[own.test].assign(fold=fold)
-        labels = studies.table["label"][own.development]
-        said: dict[str, tuple[Any, Any, Any]] = {
-            "ensemble": (own.answers.value, own.answers.sd, own.answers.probability),
-            constant: (labels.mean(), labels.std(), np.nan),
+        learned = studies.table[own.development]
+        labels = learned["label"]
+        before = own.fit.out_of_fold
+        said: dict[str, tuple[Any, Any, Any, Any]] = {
+            "ensemble": (
+                own.answers.value,
+                own.answers.sd,
+                own.answers.probability,
+                before.probability,
+            ),
+            constant: (labels.mean(), labels.std(), np.nan, None),
         }
         for place, member in enumerate(own.answers.members):
             said[member] = (
                 own.answers.values[:, place],
                 own.answers.sds[:, place],
                 own.answers.probabilities[:, place],
+                before.probabilities[:, place],
             )
-        for model, (value, sd, probability) in said.items():
-            pieces.append(table.assign(model=model, value=value, sd=sd, probability=probability))
+        for model, (value, sd, probability, earlier) in said.items():
+            positive: Any = np.nan
+            if earlier is not None:
+                positive = _decided(task, learned, earlier, probability)
+            piece = table.assign(
+                model=model, value=value, sd=sd, probability=probability, positive=positive
+            )
+            if model == "ensemble":
+                piece["sd_limit"] = review_limit(before)
+            pieces.append(piece)
     return pd.concat(pieces, ignore_index=True)
 
 
+def review_limit(out_of_fold: Answers) -> float:
+    """The SD above which a person should look: that of most development studies is below."""
+    return float(np.quantile(out_of_fold.sd, REVIEW_SHARE))
+
+
+def _decided(
+    task: KeyframeEfTask,
+    learned: pd.DataFrame,
+    earlier: NDArray[np.float64],
+    probability: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """What a model calls the test studies, by what it said of the others out of fold."""
+    question, operating = task.settings.target, task.operating
+    known = learned.assign(
+        label=classes_of(learned["label"].to_numpy(float), question), score=earlier
+    )
+    point = fit_operating_point(
+        known[np.isfinite(earlier)][["study_id", "patient_id", "label", "score"]],
+        question,
+        rule=operating.rule,
+        calibration=operating.calibration,
+        alpha=operating.alpha,
+    )
+    decided = np.full(len(probability), np.nan)
+    there = np.isfinite(probability)
+    decided[there] = point.decide(probability[there]).positive
+    return decided
+
+
 def write_predictions(table: pd.DataFrame, out: str) -> None:
-    """Keep the table of `predictions_of`."""
+    """Keep what a report was counted from."""
     write_table(storage.join(out, "keyframes.parquet"), table)

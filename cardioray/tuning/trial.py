@@ -61,10 +61,11 @@ class TrialContext:
         random: list[str] = []
         for name in backbones:
             run = self.trial(name, ())
-            weights = run.task.starting_weights(cache)
-            if weights is None:
+            given = run.task.pretraining() is not None
+            given = given or run.task.starting_weights(cache) is not None
+            if not given:
                 random.append(name)
-            plans.append(run.train.resolved_stages(weights is not None))
+            plans.append(run.train.resolved_stages(given))
         if 0 < len(random) < len(backbones):
             log.warning(
                 "%s start from random weights and the other backbones from given ones: what tells "
