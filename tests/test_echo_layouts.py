@@ -119,11 +119,11 @@ def test_tracings_tell_diastole_from_systole(tmp_path: Path) -> None:
 
 
 def test_tracings_of_other_videos_outline_none(tmp_path: Path) -> None:
-    folder = write_echonet(tmp_path, count=3)
+    folder = write_echonet(tmp_path, count=6)
     lines = [("OTHER.avi", 40, y, 60, y, frame) for frame in (3, 9) for y in range(25, 90, 10)]
     columns = ["FileName", "X1", "Y1", "X2", "Y2", "Frame"]
     pd.DataFrame(lines, columns=columns).to_csv(folder / "VolumeTracings.csv", index=False)
-    with pytest.raises(ValueError, match="traces two frames of none of the 3 videos"):
+    with pytest.raises(ValueError, match="traces two frames of none of the 6 videos"):
         read_segment_manifest(str(folder), [EF_TARGET])
 
 

@@ -16,7 +16,7 @@ from cardioray.tasks import make_task
 from cardioray.tasks.base import ScoredRows, Tables, encode_labels
 from cardioray.tasks.lv_seg import ef_of_references
 from cardioray.tasks.outline_tables import measure_frame, pixel_doubts, view_doubts
-from cardioray.training.single import require_patients
+from cardioray.training.single import require_patients, require_scored
 
 NOT_KNOWN = (np.nan, np.nan)
 HEARTS = {"ED": (82.0, 46.0), "ES": (72.0, 34.0)}
@@ -217,6 +217,15 @@ def test_too_few_patients_to_calibrate_on_are_refused_before_training(
     torn = enough_frames.assign(phase=[*enough_frames["phase"][:-5], "ED", *["ED", "ES"] * 2])
     with pytest.raises(ValueError, match="there are 3. "):
         require_patients(make_task("lv-seg"), torn, enough, fitted_on)
+
+
+def test_too_few_patients_for_figures_of_folds_are_refused() -> None:
+    require_scored(make_task("lv-seg"), frames(5))
+    with pytest.raises(ValueError, match="'ef' out of fold need at least 5 .* there are 4"):
+        require_scored(make_task("lv-seg"), frames(4))
+    some = frames(5).assign(spacing_row_mm=[0.3] * 8 + [np.nan] * 2)
+    with pytest.raises(ValueError, match="figures of 'edv'"):
+        require_scored(make_task("lv-seg"), some)
 
 
 def divided(patients: int, fitted_on: str | None) -> pd.Series[str]:

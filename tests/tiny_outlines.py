@@ -13,6 +13,7 @@ import tiny_segments as tiny
 from numpy.typing import NDArray
 from tiny_training import training_here
 
+from cardioray.bundle import Bundle
 from cardioray.data.pipeline import prepare
 from cardioray.training.settings import RunConfig
 from cardioray.training.single import train_bundle
@@ -33,15 +34,20 @@ SETTINGS = (
 
 
 @functools.cache
-def outlining_bundle() -> Path:
-    """The bundle, made once a session; needs a Ray cluster."""
+def outlining() -> tuple[Path, Bundle]:
+    """The bundle, made once a session, and the folder of its camus and shards; needs Ray."""
     folder = Path(tempfile.mkdtemp(prefix="cardioray-outlines-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     run = RunConfig.build("lv-seg", None, SETTINGS)
     manifest = run.task.read_manifest(str(tiny.write_camus(folder / "camus", 24)), None)
     shards = prepare(run.task, manifest, str(folder / "shards"))
-    with training_here():
-        return train_bundle(run, shards, str(folder / "runs")).path
+    with training_here(draws=True):
+        return folder, train_bundle(run, shards, str(folder / "runs"))
+
+
+def outlining_bundle() -> Path:
+    """The folder of the bundle."""
+    return outlining()[1].path
 
 
 def beating(frames: int = 48, period: int = 16, first: int = 0, seed: int = 3) -> NDArray[np.uint8]:

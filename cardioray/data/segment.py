@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -246,9 +247,7 @@ def _read(data: bytes, selection: FrameSelection, max_frames: int) -> _Frames:
             found = _read_cine(data, selection, max_frames)
     if not found.numbered:
         raise UnreadableImage("The file holds no frame.")
-    levels = [len(np.unique(frame)) for _, frame in found.numbered]
-    # A structure may be missing in a frame, which then has one level.
-    if 1 < max(levels) < _FEWEST_LEVELS:
+    if _are_label_maps([frame for _, frame in found.numbered]):
         raise UnreadableImage(
             "The file holds a label map, not a picture: its pixels are the numbers of structures. "
             "Send the echo picture itself."
@@ -357,6 +356,16 @@ def _grey(frame: UInt8Image) -> UInt8Image:
     if frame.ndim == 3 and frame.shape[2] == 1:
         return frame[..., 0]
     return frame if frame.ndim == 2 else np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
+
+
+def _are_label_maps(frames: Sequence[UInt8Image]) -> bool:
+    """Whether frames have as few levels as there are labels; one without a structure has one."""
+    few = all(_levels(frame) < _FEWEST_LEVELS for frame in frames)
+    return few and any(_levels(frame) > 1 for frame in frames)
+
+
+def _levels(frame: UInt8Image) -> int:
+    return len(np.unique(frame))
 
 
 def _resized(frame: UInt8Image, side: int) -> UInt8Image:

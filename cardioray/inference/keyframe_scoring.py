@@ -129,7 +129,7 @@ class _FeatureFiles(ScoringActor):
         decoded = self.decode_chunk([position for position, *_ in chunk], files)
         seen = self.predictor.seen(decoded.samples).tolist()
         found = self.with_noise(decoded.samples, chunk[0][0])
-        features = self.predictor.infer(found).features if found else []
+        features = [] if not found else list(self.predictor.infer(found).features)
         scored = {
             "first": chunk[0][0],
             "files": len(chunk),

@@ -176,6 +176,15 @@ class SegmentBeatAnswer(BaseModel):
     ef_percent: float | None = Field(description="By this view alone")
 
 
+class OutlinedCineAnswer(BaseModel):
+    """What of a cine the answer rests on."""
+
+    view: str
+    frames_in_file: int | None
+    frames_used: int
+    fps: float | None = Field(description="Null where the file does not tell it")
+
+
 class OutlineAnswer(BaseModel):
     """What is measured of one frame."""
 
@@ -230,6 +239,7 @@ def answer_schema(predictor: Predictor) -> type[BaseModel]:
     if outlined:
         fields["volumes"] = (VolumesAnswer, ...)
         fields["beats"] = (list[SegmentBeatAnswer], ...)
+        fields["cines"] = (list[OutlinedCineAnswer], ...)
         fields["outlines"] = (list[OutlineAnswer], ...)
         fields["dicom"] = (
             list[DicomAnswer] | None,

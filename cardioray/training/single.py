@@ -18,6 +18,7 @@ from cardioray.data import cluster
 from cardioray.data.shards import ShardSet
 from cardioray.data.splits import Splits, assign_splits, folds_within
 from cardioray.evaluation.operating_point import calibration_method
+from cardioray.evaluation.out_of_fold import FittingSettings
 from cardioray.targets import RegressionTarget
 from cardioray.tasks.base import Tables, Task, encode_labels
 from cardioray.training.description import BundleSource
@@ -223,6 +224,29 @@ def _require_for_number(
         f"{fitted_on or 'development'} patients whose {target.name!r} can be judged; there are "
         f"{there}. What helps: {'; '.join(advice)}."
     )
+
+
+def require_scored(task: Task, samples: pd.DataFrame) -> None:
+    """Refuse, before anything is trained, patients too few for figures that folds give of them all.
+
+    Args:
+        task: its targets and how scores become answers.
+        samples: the samples of the shards.
+
+    Raises:
+        ValueError: when the numbers of too few patients can be judged.
+    """
+    fitting = FittingSettings(calibration=task.operating.calibration)
+    for target in task.targets:
+        if not isinstance(target, RegressionTarget):
+            continue
+        there = samples["patient_id"][task.judged(samples, target)].nunique()
+        if there <= (least := fitting.least(target)):
+            raise ValueError(
+                f"figures of {target.name!r} out of fold need at least {least + 1} patients whose "
+                f"{target.name!r} can be judged; there are {there}. What helps: more patients; "
+                "operating.calibration=none."
+            )
 
 
 def _cross_fit_folds(

@@ -45,7 +45,7 @@ from cardioray.training.resources import (
 from cardioray.training.run import check_data, make_plan, train
 from cardioray.training.scoring import score_plan
 from cardioray.training.settings import RunConfig, ScaleConfig
-from cardioray.training.single import bundle_of_run, require_patients
+from cardioray.training.single import bundle_of_run, require_patients, require_scored
 from cardioray.training.state import read_best_weights
 from cardioray.tuning.division import divide
 from cardioray.tuning.settings import CompareConfig
@@ -238,6 +238,8 @@ class _Comparing:
         final = self.division.final
         if (final == "test").any():
             require_patients(self.run.task, self.shards.samples, final, fitted_on)
+        else:
+            require_scored(self.run.task, self.shards.samples)
         for name in self.settings.candidates:
             run = self.context.trial(name, ())
             for split in (*self.division.folds, final):
