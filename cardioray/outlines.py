@@ -238,8 +238,8 @@ def refuse_contradictions(
         )
     if _several("study", samples):
         raise UnreadableImage(
-            "The files are of several examinations (Study Instance UID), and volumes of different "
-            "days make no ejection fraction. Send the files of one."
+            "The files are of several examinations (Study Instance UID), and what was filmed on "
+            "different days makes no ejection fraction. Send the files of one."
         )
 
 

@@ -12,7 +12,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from rich.console import Console
 
-from cardioray.data.layouts import shown
 from cardioray.data.manifest import Manifest, check_studies
 from cardioray.inference.actors import FILES_PER_BATCH, Loading, SourceFile
 from cardioray.inference.scoring import (
@@ -20,13 +19,17 @@ from cardioray.inference.scoring import (
     Labels,
     Scored,
     ScoringActor,
+    computed_with_of,
     differences_of,
     held_rows,
     holds_all,
+    own_notes,
     refuse_shards,
     rows_of_split,
     score_on_actors,
     taking_part,
+    unread_notes,
+    unread_of,
     unseen_patients,
 )
 from cardioray.keyframes import HeadsPredictor
@@ -80,10 +83,7 @@ def score_heads(
     paths, frames = manifest.paths, manifest.table["frame"]
     files = [[int(i), paths[i], frames.iloc[i]] for i in chosen]
     results = score_on_actors(_FeatureFiles, loading, files, FILES_PER_BATCH, console, noise)
-    unread = [(path, reason) for result in results for path, reason in result["unread"]]
-    if len(unread) == len(chosen):
-        reasons = shown([f"{path}: {reason}" for path, reason in unread])
-        raise ValueError(f"None of the {len(unread)} files can be read: {reasons}")
+    unread = unread_of(results, len(chosen))
     samples, features = _samples(task, manifest, labels, results, predictor.frames)
     notes = list(manifest.warnings)
     # The samples of a bundle's own test split are none that it was made of, unless every patient
@@ -95,20 +95,10 @@ def score_heads(
     firsts = samples.drop_duplicates("study_id").reset_index(drop=True)
     answers = predictor.heads.answer(_by_frame(samples, features, firsts, predictor.frames))
     table = answers_table(task, firsts, answers, split)
-    if unread:
-        notes.append(f"{len(unread)} of {len(chosen)} files cannot be read and are not scored.")
-    computed_with = ", ".join(sorted({result["computed_with"] for result in results}))
+    notes += unread_notes(unread, len(chosen))
+    computed_with = computed_with_of(results)
     differences = differences_of(table, held, split) if is_own else None
-    if differences is not None:
-        notes.append(
-            f"These are the bundle's own {split} studies; scores differ from those it holds by at "
-            f"most {max(differences.values()):.1e} (now {computed_with})."
-        )
-    elif not is_own and (known := int(held["row"].notna().sum())):
-        notes.append(
-            f"{known} samples have the names of samples the bundle was made with, though these "
-            "data are not the same; if the patients are, the figures are too good."
-        )
+    notes += own_notes(held, differences, is_own, f"{split} studies", computed_with)
     return Scored(table, tuple(notes), computed_with, differences, unread)
 
 

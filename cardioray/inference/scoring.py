@@ -99,11 +99,8 @@ def score_files(
     files = [[int(i), paths[i], frames.iloc[i], said[n]] for n, i in enumerate(chosen)]
     # Full batches of one-frame files.
     results = score_on_actors(_ScoreFiles, loading, files, FILES_PER_BATCH, console, noise)
-    unread = [(path, reason) for result in results for path, reason in result["unread"]]
-    if len(unread) == len(chosen):
-        reasons = shown([f"{path}: {reason}" for path, reason in unread])
-        raise ValueError(f"None of the {len(unread)} files can be read: {reasons}")
-    computed_with = ", ".join(sorted({result["computed_with"] for result in results}))
+    unread = unread_of(results, len(chosen))
+    computed_with = computed_with_of(results)
     table = _predictions_table(task, manifest, labels, results).assign(split=split)
     notes = list(manifest.warnings)
     # The samples of a bundle's own test split are none that it was made of, unless every patient
@@ -115,20 +112,66 @@ def score_files(
     if isinstance(predictor, StudyPredictor):
         table, study_notes = _fused(predictor, table)
         notes += study_notes
-    if unread:
-        notes.append(f"{len(unread)} of {len(chosen)} files cannot be read and are not scored.")
+    notes += unread_notes(unread, len(chosen))
     differences = differences_of(table, own, split) if is_own else None
-    if differences is not None:
-        notes.append(
-            f"These are the bundle's own {split} samples; scores differ from those it holds by at "
-            f"most {max(differences.values()):.1e} (now {computed_with})."
-        )
-    elif not is_own and (shared := int(own["row"].notna().sum())):
-        notes.append(
-            f"{shared} samples have the names of samples the bundle was made with, though these "
-            "data are not the same; if the patients are, the figures are too good."
-        )
+    notes += own_notes(own, differences, is_own, f"{split} samples", computed_with)
     return Scored(table, tuple(notes), computed_with, differences, unread)
+
+
+def unread_of(results: Sequence[Mapping[str, Any]], count: int) -> list[tuple[str, str]]:
+    """Files that could not be read, with reasons, from what actors gave.
+
+    Raises:
+        ValueError: when none of the `count` files could be.
+    """
+    unread = [(path, reason) for result in results for path, reason in result["unread"]]
+    if len(unread) == count:
+        reasons = shown([f"{path}: {reason}" for path, reason in unread])
+        raise ValueError(f"None of the {len(unread)} files can be read: {reasons}")
+    return unread
+
+
+def computed_with_of(results: Sequence[Mapping[str, Any]]) -> str:
+    """The runtimes and precisions of the actors."""
+    return ", ".join(sorted({result["computed_with"] for result in results}))
+
+
+def unread_notes(unread: Sequence[object], count: int) -> list[str]:
+    """What to say of files that could not be read."""
+    if not unread:
+        return []
+    return [f"{len(unread)} of {count} files cannot be read and are not scored."]
+
+
+def own_notes(
+    held: pd.DataFrame,
+    differences: Mapping[str, float] | None,
+    is_own: bool,
+    what: str,
+    computed_with: str,
+) -> list[str]:
+    """What to say of data that are a bundle's own, or look like them.
+
+    Args:
+        held: the bundle's samples with their `row` in the data, NaN where it is not there.
+        differences: of the scores from those that the bundle holds, by target; None where it
+            holds none.
+        is_own: whether the data are the bundle's own.
+        what: what was scored, such as "test samples".
+        computed_with: see `computed_with_of`.
+    """
+    if differences is not None:
+        return [
+            f"These are the bundle's own {what}; scores differ from those it holds by at most "
+            f"{max(differences.values()):.1e} (now {computed_with})."
+        ]
+    shared = int(held["row"].notna().sum())
+    if is_own or not shared:
+        return []
+    return [
+        f"{shared} samples have the names of samples the bundle was made with, though these data "
+        "are not the same; if the patients are, the figures are too good."
+    ]
 
 
 def _without_seen(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

@@ -17,7 +17,6 @@ from rich.console import Console
 from cardioray.bundle import Bundle
 from cardioray.data.decoding import DecodedSample
 from cardioray.data.isolation import IsolatedDecoder, IsolationConfig
-from cardioray.data.layouts import shown
 from cardioray.data.manifest import Manifest, check_studies
 from cardioray.data.nifti import read_labels, read_source
 from cardioray.data.segment import IMAGE, REFERENCE
@@ -29,11 +28,15 @@ from cardioray.inference.scoring import (
     Labels,
     Scored,
     ScoringActor,
+    computed_with_of,
     differences_of,
     held_rows,
+    own_notes,
     refuse_shards,
     rows_of_split,
     score_on_actors,
+    unread_notes,
+    unread_of,
     unseen_patients,
 )
 from cardioray.models.segmentation import MASKS
@@ -85,10 +88,7 @@ def score_outlines(
     paths, masks, frames = manifest.paths, manifest.masks, manifest.table["frame"]
     files = [[int(i), paths[i], frames.iloc[i], masks[i]] for i in chosen]
     results = score_on_actors(_MeasureFiles, loading, files, _FILES_PER_CHUNK, console, noise)
-    unread = [(path, reason) for result in results for path, reason in result["unread"]]
-    if len(unread) == len(chosen):
-        reasons = shown([f"{path}: {reason}" for path, reason in unread])
-        raise ValueError(f"None of the {len(unread)} files can be read: {reasons}")
+    unread = unread_of(results, len(chosen))
     rows, notes = _scored_rows(manifest, labels, results, split), list(manifest.warnings)
     # The samples of a bundle's own test split are none that it was made of, unless every patient
     # was, and its figures come from the networks of folds.
@@ -98,23 +98,13 @@ def score_outlines(
         notes += seen_notes
     tables = task.tables(rows)
     notes += task.warnings(rows.samples)
-    if unread:
-        notes.append(f"{len(unread)} of {len(chosen)} files cannot be read and are not scored.")
-    computed_with = ", ".join(sorted({result["computed_with"] for result in results}))
+    notes += unread_notes(unread, len(chosen))
+    computed_with = computed_with_of(results)
     differences = None
     if is_own and len(tables.predictions):
         own = pd.read_parquet(predictor.bundle.path / PREDICTIONS)
         differences = differences_of(tables.predictions, own, split)
-    if differences is not None:
-        notes.append(
-            f"These are the bundle's own {split} studies; numbers differ from those it holds by at "
-            f"most {max(differences.values()):.1e} (now {computed_with})."
-        )
-    elif not is_own and (shared := int(held["row"].notna().sum())):
-        notes.append(
-            f"{shared} samples have the names of samples the bundle was made with, though these "
-            "data are not the same; if the patients are, the figures are too good."
-        )
+    notes += own_notes(held, differences, is_own, f"{split} studies", computed_with)
     return Scored(
         tables.predictions,
         tuple(notes),
