@@ -56,10 +56,11 @@ from cardioray.training.run import make_plan, train
 from cardioray.training.scoring import score_plan
 from cardioray.training.settings import RunConfig
 from cardioray.training.single import divide
+from cardioray.tuning.division import divide as divide_in_folds
 from cardioray.tuning.keyframe_bundle import train_keyframes
 from cardioray.tuning.keyframe_compare import compare_keyframes
 from cardioray.tuning.keyframe_heat import heat_in_structures, summary
-from cardioray.tuning.keyframes import Backbones, Fitted, find_studies
+from cardioray.tuning.keyframes import Backbones, Fitted, divisions, find_studies
 from cardioray.tuning.settings import CompareConfig
 
 SETTINGS = (
@@ -79,7 +80,7 @@ SETTINGS = (
     "scale.gpus_per_worker=0",
 )
 QUIET = Console(quiet=True)
-FOLDS = CompareConfig(backbones=("unet-tu-resnet10t",), folds=4, seed=3)
+FOLDS = CompareConfig(backbones=("unet-tu-resnet10t",), folds=2, seed=3)
 
 
 def built(*overrides: str) -> RunConfig:
@@ -341,7 +342,8 @@ class TestOutlines:
     ) -> None:
         _, shards = prepared
         run = built("model.pretrained=outlines", "heads.search=0", "heads.members=[gp]")
-        bundle = train_keyframes(run, shards, str(tmp_path), name="heads")
+        with training_here():
+            bundle = train_keyframes(run, shards, str(tmp_path), name="heads")
         outcomes = [
             outcome
             for folder in sorted((tmp_path / "heads" / "encoders").iterdir())
@@ -367,6 +369,27 @@ class TestOutlines:
         assert torch.equal(first_layer(again), kept)
         assert len(list((tmp_path / "heads" / "encoders").glob("lv-seg-*"))) == len(outcomes)
 
+    def test_inner_folds_of_a_comparison_are_its_other_folds(self, prepared: Any) -> None:
+        # So that the backbone without folds 1 and 2 is that of both.
+        _, shards = prepared
+        run = built("split.test=0", "split.train=0.75")
+        assert isinstance(run.task, KeyframeEfTask)
+        studies = find_studies(run.task, shards)
+        settings = CompareConfig(backbones=FOLDS.backbones, folds=4, seed=3)
+        folds = dict(enumerate(divide_in_folds(run, shards, settings).folds))
+        parts = divisions(
+            run.task, shards, studies, {f"fold{k}": fold for k, fold in folds.items()}, seed=0
+        )
+        patients = studies.table["patient_id"].to_numpy()
+        tested = [frozenset(patients[part.test]) for part in parts]
+        assert frozenset().union(*tested) == set(patients)
+        for part, own in zip(parts, tested, strict=True):
+            mine = patients[part.development]
+            held = [frozenset(mine[rows]) for _, rows in part.folds]
+            assert sorted(held, key=sorted) == sorted(set(tested) - {own}, key=sorted)
+            for fitted, rows in part.folds:
+                assert not set(mine[fitted]) & set(mine[rows])
+
     def test_end_to_end_starts_from_outlines_of_its_own_patients(
         self, prepared: Any, tmp_path: Path
     ) -> None:
@@ -375,7 +398,8 @@ class TestOutlines:
             "model.pretrained=outlines", "method=end_to_end", "train.epochs=1", "train.batch_size=8"
         )
         split = divide(run, shards).split
-        outcome = train(run, shards, split, str(tmp_path), name="all")
+        with training_here():  # all but the training that is asked for
+            outcome = train(run, shards, split, str(tmp_path), name="all")
         started = json.loads((tmp_path / "all" / "started.json").read_text())
         assert started["starting_weights"] == str(tmp_path / "all-start" / "model.safetensors")
         before = first_layer(load_file(started["starting_weights"]))
@@ -401,8 +425,13 @@ def test_every_patient_is_scored_once_by_what_has_not_seen_them(
     prepared: Any, tmp_path: Path
 ) -> None:
     _, shards = prepared
-    run = built("split.test=0", "split.train=0.75", "heads.search=0", "heads.members=[gp,mlp]")
-    found = compare_keyframes(run, shards, FOLDS, str(tmp_path / "heads"))
+    run = built("split.test=0", "split.train=0.75", "heads.search=0", "heads.members=[gp]")
+    # Another model, which is off by a point.
+    rival = shards.samples.drop_duplicates("study_id")[["study_id", "patient_id", "ef"]]
+    rival = rival.rename(columns={"ef": "label"}).assign(split="test", head="ef")
+    rival.assign(score=rival["label"] + 1).to_parquet(tmp_path / "other.parquet")
+    beside = [f"rival={tmp_path / 'other.parquet'}"]
+    found = compare_keyframes(run, shards, FOLDS, str(tmp_path / "heads"), beside=beside)
     table = pd.read_parquet(tmp_path / "heads" / "keyframes.parquet")
     own = table[table["model"] == "ensemble"]
     assert sorted(own["patient_id"]) == sorted(shards.samples["patient_id"].unique())
@@ -420,17 +449,12 @@ def test_every_patient_is_scored_once_by_what_has_not_seen_them(
         assert whole["value"].sum() == pytest.approx(1, abs=1e-6)
         assert (whole["frames"] > 0).all()
 
-    # The same table beside itself: no difference, and no patient is lost.
-    beside = own.drop(columns="fold").rename(columns={"value": "score"})
-    beside = beside.assign(split="test", head="ef")
-    beside.to_parquet(tmp_path / "other.parquet")
-    again = compare_keyframes(
-        run, shards, FOLDS, str(tmp_path / "heads"), beside=[f"twin={tmp_path / 'other.parquet'}"]
-    )
-    [twin] = [row for row in again.report.rows if row.model == "twin"]
-    assert twin.against is not None
-    assert twin.against.difference.value == pytest.approx(0, abs=1e-9)
-    assert twin.studies == len(own)
+    [other] = [row for row in found.report.rows if row.model == "rival"]
+    assert other.number["mae"].value == pytest.approx(1, abs=1e-4)
+    assert other.studies == len(own)
+    assert other.against is not None
+    mae = found.report.rows[0].number["mae"].value
+    assert other.against.difference.value == pytest.approx(mae - 1, abs=1e-4)
 
 
 @pytest.fixture(scope="module")

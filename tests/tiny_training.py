@@ -139,6 +139,7 @@ def training_here(*, draws: bool = False) -> Iterator[None]:
         *,
         name: str,
         progress: None,
+        called_off: None = None,
     ) -> Outcome:
         place, cache = Path(out) / name, str(Path(out) / "weights")
         finished = read_outcome(str(place))
@@ -148,6 +149,7 @@ def training_here(*, draws: bool = False) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cardioray.training.single.train", train)
         patch.setattr("cardioray.tuning.compare.train", train)
+        patch.setattr("cardioray.training.run.train", train)  # of what a network starts from
         if not draws:
             patch.setattr("cardioray.training.export._write_plots", lambda *_: None)
         yield

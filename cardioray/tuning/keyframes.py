@@ -140,7 +140,7 @@ class Fitted:
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
+class Division:
     """One division, ready to be fitted.
 
     Attributes:
@@ -188,7 +188,7 @@ def fit_divisions(
     task = run.task
     assert isinstance(task, KeyframeEfTask)
     _refuse_seen(run, shards, studies, splits)
-    parts = _parts(task, shards, studies, splits, run.train.seed)
+    parts = divisions(task, shards, studies, splits, seed=run.train.seed)
     backbones = Backbones(run, shards, studies, out, board)
     everyone = studies.table["patient_id"].to_numpy(object)
     prepared: dict[str, tuple[dict[str, Tensor], Features, list[Features]]] = {}
@@ -247,14 +247,26 @@ def _refuse_seen(
     )
 
 
-def _parts(
+def divisions(
     task: KeyframeEfTask,
     shards: ShardSet,
     studies: Studies,
     splits: Mapping[str, pd.Series[str]],
+    *,
     seed: int,
-) -> list[_Part]:
-    """Every division with its inner folds, checked for whether heads can be fitted to it."""
+) -> list[Division]:
+    """Every division with its inner folds, checked for whether heads can be fitted to it.
+
+    Args:
+        task: its class and heads.
+        shards: prepared data.
+        studies: of the shards.
+        splits: as of `fit_divisions`.
+        seed: of inner folds that are drawn.
+
+    Raises:
+        ValueError: when there are too few patients, of a class or with a frame.
+    """
     heads, table = task.settings.heads, studies.table
     labels, patients = table["label"].to_numpy(float), table["patient_id"].to_numpy(object)
     owns = {name: _of_studies(studies, shards, split) for name, split in splits.items()}
@@ -277,7 +289,7 @@ def _parts(
             )
         validation = own[development] == "validation"
         require_classes(heads, task.settings.target, labels[development], mine, validation, folds)
-        parts.append(_Part(name, development, own == "test", validation, folds))
+        parts.append(Division(name, development, own == "test", validation, folds))
     return parts
 
 
@@ -361,7 +373,7 @@ def _of_studies(studies: Studies, shards: ShardSet, split: pd.Series[str]) -> ND
     return by_patient.reindex(studies.table["patient_id"]).to_numpy(object)
 
 
-def _development(studies: Studies, features: Features, part: _Part) -> Development:
+def _development(studies: Studies, features: Features, part: Division) -> Development:
     table = studies.table[part.development]
     return Development(
         features=studies.features(features, part.development),
@@ -374,7 +386,7 @@ def _development(studies: Studies, features: Features, part: _Part) -> Developme
 def _processes(
     run: RunConfig,
     studies: Studies,
-    parts: Mapping[str, tuple[_Part, Features]],
+    parts: Mapping[str, tuple[Division, Features]],
     out: str,
 ) -> dict[str, dict[str, GaussianProcessConfig]]:
     """Settings of the Gaussian process for each division and input, searched where wanted."""
