@@ -45,7 +45,7 @@ class FeatureSettings:
         rounds: times that each is run; the best counts.
     """
 
-    patients: int = 100
+    patients: int = 50
     image_size: int = 224
     backbone: str = "resnet50"
     batch_size: int = 32
