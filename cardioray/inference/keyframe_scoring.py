@@ -23,6 +23,7 @@ from cardioray.inference.scoring import (
     differences_of,
     held_rows,
     holds_all,
+    must_be_new,
     own_notes,
     refuse_shards,
     rows_of_split,
@@ -86,9 +87,7 @@ def score_heads(
     unread = unread_of(results, len(chosen))
     samples, features = _samples(task, manifest, labels, results, predictor.frames)
     notes = list(manifest.warnings)
-    # The samples of a bundle's own test split are none that it was made of, unless every patient
-    # was, and its figures come from the networks of folds.
-    if not is_own or split == "test":
+    if must_be_new(is_own, split):
         unseen, seen_notes = unseen_patients(samples["patient_id"], samples["seen"].to_numpy(bool))
         samples, features = samples[unseen].reset_index(drop=True), features[unseen]
         notes += seen_notes

@@ -103,9 +103,7 @@ def score_files(
     computed_with = computed_with_of(results)
     table = _predictions_table(task, manifest, labels, results).assign(split=split)
     notes = list(manifest.warnings)
-    # The samples of a bundle's own test split are none that it was made of, unless every patient
-    # was, and its figures come from the networks of folds.
-    if not is_own or split == "test":
+    if must_be_new(is_own, split):
         table, seen_notes = _without_seen(table)
         notes += seen_notes
     table = table.drop(columns="seen")
@@ -116,6 +114,15 @@ def score_files(
     differences = differences_of(table, own, split) if is_own else None
     notes += own_notes(own, differences, is_own, f"{split} samples", computed_with)
     return Scored(table, tuple(notes), computed_with, differences, unread)
+
+
+def must_be_new(is_own: bool, split: str) -> bool:
+    """Whether samples that the bundle was made of are not to be scored.
+
+    Those of its own test split are none, unless every patient was one, and its figures come from
+    the networks of folds.
+    """
+    return not is_own or split == "test"
 
 
 def unread_of(results: Sequence[Mapping[str, Any]], count: int) -> list[tuple[str, str]]:

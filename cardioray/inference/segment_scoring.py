@@ -31,6 +31,7 @@ from cardioray.inference.scoring import (
     computed_with_of,
     differences_of,
     held_rows,
+    must_be_new,
     own_notes,
     refuse_shards,
     rows_of_split,
@@ -90,9 +91,7 @@ def score_outlines(
     results = score_on_actors(_MeasureFiles, loading, files, _FILES_PER_CHUNK, console, noise)
     unread = unread_of(results, len(chosen))
     rows, notes = _scored_rows(manifest, labels, results, split), list(manifest.warnings)
-    # The samples of a bundle's own test split are none that it was made of, unless every patient
-    # was, and its figures come from the networks of folds.
-    if not is_own or split == "test":
+    if must_be_new(is_own, split):
         seen = np.concatenate([np.array(result["seen"], bool) for result in results])
         rows, seen_notes = _without_seen(rows, seen)
         notes += seen_notes

@@ -12,7 +12,7 @@ from cardioray import storage
 from cardioray.bundle import SUMS, Bundle, dump_json, open_bundle
 from cardioray.data import cluster
 from cardioray.data.shards import ShardSet
-from cardioray.evaluation.keyframe_report import CONSTANT, KeyframeReport, keyframe_report
+from cardioray.evaluation.keyframe_report import KeyframeReport, keyframe_report
 from cardioray.keyframes import HEADS, HEADS_RECORD, REVIEW
 from cardioray.tasks.base import encode_labels
 from cardioray.tasks.keyframe_ef import EF_TARGET, KeyframeEfTask
@@ -24,14 +24,12 @@ from cardioray.training.run import run_name
 from cardioray.training.settings import RunConfig
 from cardioray.training.single import BUNDLE, divide, require_patients
 from cardioray.tuning.keyframe_plots import write_feature_plots
+from cardioray.tuning.keyframe_predictions import predictions_of, review_limit, write_predictions
 from cardioray.tuning.keyframes import (
     Fitted,
     Studies,
     find_studies,
     fit_divisions,
-    predictions_of,
-    review_limit,
-    write_predictions,
 )
 
 
@@ -74,7 +72,7 @@ def train_keyframes(
     studies = find_studies(task, shards)
     with shown_progress(shown) as board:
         [fitted] = fit_divisions(run, shards, studies, {"final": split}, folder, board).values()
-    own = predictions_of(task, studies, {"final": fitted}, CONSTANT)
+    own = predictions_of(task, studies, {"final": fitted})
     write_predictions(own, folder)
     report = keyframe_report(own, EF_TARGET, task.settings.target, seed=run.train.seed)
     report.write(folder)

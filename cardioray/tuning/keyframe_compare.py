@@ -12,7 +12,6 @@ from cardioray import storage
 from cardioray.data import cluster
 from cardioray.data.shards import ShardSet
 from cardioray.evaluation.keyframe_report import (
-    CONSTANT,
     KeyframeReport,
     joined,
     keyframe_report,
@@ -32,11 +31,10 @@ from cardioray.training.settings import RunConfig
 from cardioray.tuning.division import divide
 from cardioray.tuning.keyframe_heat import heat_in_structures, summary
 from cardioray.tuning.keyframe_plots import write_feature_plots
+from cardioray.tuning.keyframe_predictions import predictions_of, write_predictions
 from cardioray.tuning.keyframes import (
     find_studies,
     fit_divisions,
-    predictions_of,
-    write_predictions,
 )
 from cardioray.tuning.settings import CompareConfig
 
@@ -90,7 +88,7 @@ def compare_keyframes(
     splits = {f"fold{number}": split for number, split in enumerate(division.folds)}
     with shown_progress(shown) as board:
         fitted = fit_divisions(run, shards, studies, splits, out, board)
-    own = predictions_of(task, studies, fitted, CONSTANT)
+    own = predictions_of(task, studies, fitted)
     table = joined([own, *(_by_our_studies(other, studies.table) for other in others)])
     write_predictions(table, out)
     report = keyframe_report(table, EF_TARGET, task.settings.target, seed=settings.seed)
