@@ -15,6 +15,7 @@ import pytest
 import torch
 from ray_cluster import keep_cluster
 from rich.console import Console
+from tiny_training import untrained_bundle
 
 from cardioray.answers import ModelOutputs
 from cardioray.bundle import Bundle
@@ -34,10 +35,7 @@ from cardioray.phantoms.angiogram import PRESETS, write_angiograms
 from cardioray.studies import load
 from cardioray.tasks import make_task
 from cardioray.tasks.base import encode_labels
-from cardioray.training.description import BundleSource
-from cardioray.training.export import write_bundle
 from cardioray.training.run import make_plan
-from cardioray.training.scoring import score_plan
 from cardioray.training.settings import RunConfig
 
 SETTINGS = [
@@ -84,20 +82,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     plan = make_plan(run, shards, split, str(root), str(root / "weights"), None, "random")
     torch.manual_seed(0)
     weights = run.task.build_model().state_dict()
-    source = BundleSource(
-        run=run,
-        shards=shards,
-        split=split,
-        weights=weights,
-        statistics=plan.statistics,
-        predictions=score_plan(plan, weights).predictions,
-        calibration_predictions=None,
-        log=None,
-        name="random",
-        comparison=None,
-        starting_weights="none: random weights, for tests",
-    )
-    return Made(data, write_bundle(source, str(root / "bundle")))
+    return Made(data, untrained_bundle(run, plan, split, weights, root / "bundle"))
 
 
 class TestEvaluateBundle:

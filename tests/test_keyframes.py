@@ -24,7 +24,7 @@ from served import encoded
 from tiny_bundles import run_example
 from tiny_dicom import echo_dicom
 from tiny_outlines import beating, outlining_bundle
-from tiny_training import training_here
+from tiny_training import training_here, untrained_bundle
 from typer.testing import CliRunner
 
 import cardioray
@@ -48,12 +48,9 @@ from cardioray.storage import list_files
 from cardioray.tasks.keyframe_ef import KeyframeEfTask
 from cardioray.tasks.keyframe_heads import Answers, Fit
 from cardioray.tasks.keyframe_heat import trained_heat
-from cardioray.training.description import BundleSource
-from cardioray.training.export import write_bundle
 from cardioray.training.features import Features, compute_features
 from cardioray.training.outcome import read_outcome
 from cardioray.training.run import make_plan, train
-from cardioray.training.scoring import score_plan
 from cardioray.training.settings import RunConfig
 from cardioray.training.single import divide
 from cardioray.tuning.division import divide as divide_in_folds
@@ -469,21 +466,8 @@ def end_to_end(prepared: Any) -> Bundle:
     model = run.task.build_model()
     run.task.initialise(model, plan.statistics)
     weights = model.eval().state_dict()
-    source = BundleSource(
-        run=run,
-        shards=shards,
-        split=split,
-        weights=weights,
-        statistics=plan.statistics,
-        predictions=score_plan(plan, weights).predictions,
-        calibration_predictions=None,
-        log=None,
-        name="network",
-        comparison=None,
-        starting_weights="none: random weights, for tests",
-    )
     with training_here():  # draws no plots
-        return write_bundle(source, str(folder / "network-bundle"))
+        return untrained_bundle(run, plan, split, weights, folder / "network-bundle")
 
 
 @pytest.fixture(scope="module")

@@ -23,13 +23,17 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from cardioray import storage
+from cardioray.bundle import Bundle
 from cardioray.data.pipeline import PrepareConfig, prepare
 from cardioray.data.reading import read_rows
 from cardioray.data.shards import ShardSet
+from cardioray.training.description import BundleSource
+from cardioray.training.export import write_bundle
 from cardioray.training.loop import train_worker
 from cardioray.training.outcome import Outcome, read_outcome
 from cardioray.training.plan import TrainPlan
 from cardioray.training.run import make_plan
+from cardioray.training.scoring import score_plan
 from cardioray.training.settings import RunConfig
 
 SIZE = 32
@@ -218,3 +222,23 @@ def texts(outcome: Outcome, names: Sequence[str] = ("log.csv", "losses.csv")) ->
 
 # Workers do not find the tests' folder; what they get from here travels whole.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def untrained_bundle(
+    run: RunConfig, plan: TrainPlan, split: pd.Series[str], weights: Mapping[str, Any], place: Path
+) -> Bundle:
+    """A bundle of weights as they are, scored as a finished run scores."""
+    source = BundleSource(
+        run=run,
+        shards=plan.shards,
+        split=split,
+        weights=weights,
+        statistics=plan.statistics,
+        predictions=score_plan(plan, weights).predictions,
+        calibration_predictions=None,
+        log=None,
+        name=plan.label,
+        comparison=None,
+        starting_weights="none: random weights, for tests",
+    )
+    return write_bundle(source, str(place))
