@@ -80,10 +80,10 @@ def run(settings: FeatureSettings) -> Report:
             for number in range(settings.rounds):
                 out = str(folder / f"run-{number}")
                 begun = time.perf_counter()
-                found = compute_features(task, weights, shards, rows, out, precision="fp32")
+                [found] = compute_features(task, [weights], shards, rows, out, precision="fp32")
                 seconds["ours"].append(time.perf_counter() - begun)
                 begun = time.perf_counter()
-                compute_features(task, weights, shards, rows, out, precision="fp32")
+                compute_features(task, [weights], shards, rows, out, precision="fp32")
                 seconds["again"].append(time.perf_counter() - begun)
                 begun = time.perf_counter()
                 wanted = _loop(model, pictures, settings.batch_size)

@@ -1,10 +1,10 @@
-"""Features of stored frames by a frozen backbone, computed once and kept."""
+"""Features of stored frames by frozen backbones, computed once and kept."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,11 @@ from cardioray.tasks.base import Task, make_task
 log = logging.getLogger(__name__)
 
 FOLDER = "features"
-# Frames that go through the network at a time.
-_BATCH = 32
+# Samples that go through a network at a time; on CPUs larger batches are no faster, and the last
+# ones of actors that take turns end further apart.
+_BATCH_CPU, _BATCH_GPU = 16, 64
+# Networks that an actor holds.
+_NETWORKS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,48 +63,62 @@ class Features:
 
 def compute_features(
     task: Task,
-    weights: Mapping[str, Tensor],
+    networks: Sequence[Mapping[str, Tensor]],
     shards: ShardSet,
     rows: NDArray[np.int64],
     out: str,
     *,
     precision: str = "auto",
-) -> Features:
-    """Run a network over stored samples and keep the pooled features.
+) -> list[Features]:
+    """Run networks over stored samples and keep the pooled features.
 
-    They are computed by a pool of actors over the cluster, and written to `<out>/features/` under
-    a name that is made of the weights, the settings of network and preprocessing, the data and the
-    rows: the same call reads them, and another one never takes them for its own.
+    They are computed by a pool of actors over the cluster, which reads each sample once for all
+    networks, and written to `<out>/features/` under names that are made of the weights, the
+    settings of network and preprocessing, the data and the rows: the same call reads them, and
+    another one never takes them for its own.
 
     Args:
         task: builds the network; samples are whole (`Task.sampler`).
-        weights: of the network.
+        networks: weights of each.
         shards: prepared data.
         rows: row numbers, ascending.
         out: folder or prefix that every node sees.
         precision: "auto", "bf16" or "fp32".
+
+    Returns:
+        The features by each network, in their order.
     """
     assert not task.sampler.cuts
-    content = save_tensors({k: v.cpu().contiguous() for k, v in weights.items()})
-    content_hash = hashlib.sha256(content).hexdigest()
-    identity = [
-        content_hash,
+    described = [
         config.to_dict(task.settings.model),
         config.to_dict(task.decoder),
         shards.index.dataset_hash,
         hashlib.sha256(rows.tobytes()).hexdigest(),
         precision,
     ]
-    place = storage.join(out, FOLDER, f"{config.digest(identity)}.safetensors")
-    if storage.exists(place):
-        log.info("%s has the features of %d samples.", place, len(rows))
-        return _read(place)
-    kept = storage.join(out, FOLDER, f"weights-{content_hash[:16]}.safetensors")
-    if not storage.exists(kept):
-        storage.write_bytes(kept, content)
-    found = _run(task, kept, shards, rows, precision)
-    storage.write_bytes(place, save_arrays({"rows": found.rows, "features": found.values}))
-    return _read(place)
+    contents = [save_tensors({k: v.cpu().contiguous() for k, v in w.items()}) for w in networks]
+    hashes = [hashlib.sha256(content).hexdigest() for content in contents]
+    places = [
+        storage.join(out, FOLDER, f"{config.digest([own, *described])}.safetensors")
+        for own in hashes
+    ]
+    missing: dict[str, str] = {}
+    for place, own, content in zip(places, hashes, contents, strict=True):
+        if place in missing:
+            continue
+        if storage.exists(place):
+            log.info("%s has the features of %d samples.", place, len(rows))
+            continue
+        missing[place] = storage.join(out, FOLDER, f"weights-{own[:16]}.safetensors")
+        if not storage.exists(missing[place]):
+            storage.write_bytes(missing[place], content)
+    wanted = list(missing)
+    for first in range(0, len(wanted), _NETWORKS):
+        some = wanted[first : first + _NETWORKS]
+        found = _run(task, [missing[place] for place in some], shards, rows, precision)
+        for place, values in zip(some, found, strict=True):
+            storage.write_bytes(place, save_arrays({"rows": rows, "features": values}))
+    return [_read(place) for place in places]
 
 
 def _read(place: str) -> Features:
@@ -110,15 +127,17 @@ def _read(place: str) -> Features:
 
 
 def _run(
-    task: Task, weights: str, shards: ShardSet, rows: NDArray[np.int64], precision: str
-) -> Features:
+    task: Task, weights: Sequence[str], shards: ShardSet, rows: NDArray[np.int64], precision: str
+) -> list[NDArray[np.float32]]:
+    """Features of the rows by each of the networks, (N, D) each."""
     size = cluster.pool_size()
-    most = max(1, min(size.actors, -(-len(rows) // _BATCH)))
+    batch_size = _BATCH_GPU if "num_gpus" in size.resources else _BATCH_CPU
+    most = max(1, min(size.actors, -(-len(rows) // batch_size)))
     dataset = read_rows(shards, rows, task.columns).map_batches(
         _Extract,
-        fn_constructor_args=(task.name, config.to_dict(task.settings), weights, precision),
+        fn_constructor_args=(task.name, config.to_dict(task.settings), list(weights), precision),
         fn_constructor_kwargs={"threads": size.threads},
-        batch_size=_BATCH,
+        batch_size=batch_size,
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(
             min_size=1 if size.grows else most,
@@ -131,25 +150,34 @@ def _run(
     pieces = list(dataset.iter_batches(batch_size=None, batch_format="numpy"))
     numbers = np.concatenate([piece["row"] for piece in pieces])
     order = np.argsort(numbers)
-    values = np.concatenate([np.stack(list(piece[FEATURES])) for piece in pieces])
     assert np.array_equal(numbers[order], rows)
-    return Features(numbers[order], values[order].astype(np.float32))
+    values = np.concatenate([np.stack(list(piece[FEATURES])) for piece in pieces])[order]
+    return [np.ascontiguousarray(own, np.float32) for own in values.swapaxes(0, 1)]
 
 
 class _Extract:
-    """A network that is loaded once and turns batches of samples into features."""
+    """Networks that are loaded once and turn batches of samples into features."""
 
     def __init__(
-        self, task: str, settings: Mapping[str, Any], weights: str, precision: str, threads: int
+        self,
+        task: str,
+        settings: Mapping[str, Any],
+        weights: Sequence[str],
+        precision: str,
+        threads: int,
     ) -> None:
         torch.set_num_threads(threads)
         built = make_task(task, settings)
-        model = built.build_model()
-        model.load_state_dict(load_tensors(storage.read_bytes(weights)))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._columns = built.columns
-        self._runtime = TorchRuntime(model, device=device, bf16=use_bf16(precision, device))
+        self._runtimes = []
+        for place in weights:
+            model = built.build_model()
+            model.load_state_dict(load_tensors(storage.read_bytes(place)))
+            bf16 = use_bf16(precision, device)
+            self._runtimes.append(TorchRuntime(model, device=device, bf16=bf16))
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        found = self._runtime.run(tuple(batch[name] for name in self._columns))
-        return {"row": batch["row"], FEATURES: found[FEATURES]}
+        samples = tuple(batch[name] for name in self._columns)
+        found = [runtime.run(samples)[FEATURES] for runtime in self._runtimes]
+        return {"row": batch["row"], FEATURES: np.stack(found, axis=1)}

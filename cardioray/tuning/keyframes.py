@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -188,38 +188,40 @@ def fit_divisions(
     parts = divisions(task, shards, studies, splits, seed=run.train.seed)
     backbones = Backbones(run, shards, studies, out, board)
     everyone = studies.table["patient_id"].to_numpy(object)
-    prepared: dict[str, tuple[dict[str, Tensor], Features, list[Features]]] = {}
+    # By the division, and by the division and its inner fold.
+    weights: dict[tuple[str, int | None], dict[str, Tensor]] = {}
     for part in parts:
         own = everyone[part.development]
-        weights = backbones.weights(set(own), part.name)
-        features = backbones.features(weights)
-        inner = [
-            backbones.features(
-                backbones.weights(set(own[fitted]), f"{part.name}, inner fold {number + 1}")
+        weights[part.name, None] = backbones.weights(set(own), part.name)
+        for number, (learned, _) in enumerate(part.folds):
+            weights[part.name, number] = (
+                backbones.weights(set(own[learned]), f"{part.name}, inner fold {number + 1}")
                 if backbones.learned
-                else weights
+                else weights[part.name, None]
             )
-            for number, (fitted, _) in enumerate(part.folds)
-        ]
-        prepared[part.name] = (weights, features, inner)
+    features = dict(zip(weights, backbones.features(list(weights.values())), strict=True))
     processes = _processes(
-        run, studies, {part.name: (part, prepared[part.name][1]) for part in parts}, out
+        run, studies, {part.name: (part, features[part.name, None]) for part in parts}, out
     )
     fitted = {}
     for part in parts:
-        weights, features, inner = prepared[part.name]
+        final = features[part.name, None]
         fit = fit_heads(
             task.settings.heads,
             task.settings.target,
-            _development(studies, features, part),
+            _development(studies, final, part),
             processes[part.name],
             [
-                InnerFold(learned, held, studies.features(own_features, part.development))
-                for (learned, held), own_features in zip(part.folds, inner, strict=True)
+                InnerFold(
+                    learned, held, studies.features(features[part.name, number], part.development)
+                )
+                for number, (learned, held) in enumerate(part.folds)
             ],
         )
-        answers = fit.heads.answer(studies.features(features, part.test))
-        fitted[part.name] = Fitted(fit, weights, part.development, part.test, answers, features)
+        answers = fit.heads.answer(studies.features(final, part.test))
+        fitted[part.name] = Fitted(
+            fit, weights[part.name, None], part.development, part.test, answers, final
+        )
     return fitted
 
 
@@ -352,11 +354,11 @@ class Backbones:
         place = storage.join(self.out, ENCODERS)
         return pretrain(first, self.shards, split, place, name, progress=self.board)
 
-    def features(self, weights: Mapping[str, Tensor]) -> Features:
-        """Of all frames that take part."""
+    def features(self, networks: Sequence[Mapping[str, Tensor]]) -> list[Features]:
+        """Of all frames that take part, by each network."""
         return compute_features(
             self.task,
-            weights,
+            networks,
             self.shards,
             self.rows,
             self.out,
