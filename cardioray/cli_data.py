@@ -98,6 +98,32 @@ def phantom_camus(
     console.print(f"{len(manifest)} frames of {patients} patients in {out}.")
 
 
+@phantom_app.command("ecg")
+def phantom_ecg(
+    out: Annotated[str, typer.Argument(help="Empty folder or s3:// prefix.")],
+    patients: Annotated[int, typer.Option(min=1, help="Patients to draw.")] = 200,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    preset: Annotated[str, typer.Option(help="Difficulty: clear, standard or hard.")] = "standard",
+) -> None:
+    """Print ECGs of patients whose scar, LVEF and chart are known, scanned and photographed.
+
+    Writes two printers' formats and the hospital's table ecg.csv.
+
+    Example: `cardioray phantom ecg ecgs --patients 500 --seed 1`
+    """
+    from cardioray.phantoms.ecg import write_ecgs
+    from cardioray.phantoms.ecg_config import ECG_PRESETS
+
+    config = ECG_PRESETS.get(preset)
+    with progress_bar(console, "drawing patients", patients) as advance:
+        manifest = write_ecgs(out, patients, seed=seed, config=config, on_progress=advance)
+    low = int(manifest["lvef"].le(50).sum())
+    console.print(
+        f"{len(manifest)} ECGs in {out}; scar in {int(manifest['scar'].sum())}, "
+        f"LVEF of 50 % or less in {low} patients."
+    )
+
+
 @data_app.command("check")
 def data_check(
     task: TaskName,

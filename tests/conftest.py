@@ -51,6 +51,7 @@ GROUPS = {
     "test_lv_seg": "training",
     "test_outline_results": "training",
     "test_phantom_camus": "training",
+    "test_phantom_ecg": "training",
     "test_phantom_echo": "training",
     "test_pipeline": "training",
     "test_progress": "training",
