@@ -244,7 +244,11 @@ class Predictor:
         mine = np.flatnonzero(self._of_own_views(samples)).tolist()
         stored = ((np.array([i]), one_batch(samples[i].arrays)) for i in mine)
         for owners, arrays in windows_of(stored, sampler, most, thorough=True):
-            own_scores, own_features = self._run(tuple(arrays[name] for name in self.task.columns))
+            carried = {
+                name: np.array([samples[i].facts.get(name, math.nan) for i in owners], np.float32)
+                for name in self.task.carried
+            }
+            own_scores, own_features = self._run(self.task.inputs(arrays | carried))
             np.add.at(counts, owners, 1)
             scores.append(own_scores)
             features.append(own_features)

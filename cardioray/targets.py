@@ -17,6 +17,10 @@ from pydantic import Field
 
 from cardioray.config import config
 
+Operator = Literal["<", "<=", ">", ">="]
+# In names of targets, and what is true of the other class.
+_WORDS: dict[Operator, str] = {"<": "lt", "<=": "le", ">": "gt", ">=": "ge"}
+_OPPOSITES: dict[Operator, Operator] = {"<": ">=", "<=": ">", ">": "<=", ">=": "<"}
 _OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
@@ -47,7 +51,7 @@ class BinaryTarget:
     negative: str
     value_column: str | None = None
     cutoff: float | None = None
-    operator: Literal["<", "<=", ">", ">="] = "<="
+    operator: Operator = "<="
     label_column: str = "label"
     positive_aliases: tuple[str, ...] = ()
     negative_aliases: tuple[str, ...] = ()
@@ -199,6 +203,42 @@ class RegressionTarget:
         if self.value_column not in table:
             raise ValueError(f"target {self.name!r} needs a column {self.value_column!r}.")
         return _numbers(table[self.value_column], self.low, self.high).astype(np.float32)
+
+
+@config
+class EfCutOff:
+    """A class of ejection fractions: "ef_le_40" is an EF of at most 40 %.
+
+    Attributes:
+        value: in percent.
+        operator: a study is positive when `EF <operator> value` holds.
+    """
+
+    value: float = Field(default=40.0, gt=0, lt=100)
+    operator: Operator = "<="
+
+    @property
+    def name(self) -> str:
+        """The class in a word."""
+        return f"ef_{_WORDS[self.operator]}_{self.value:g}".replace(".", "_")
+
+    def target(self, name: str, value_column: str) -> BinaryTarget:
+        """The question of whether a study is of the class.
+
+        Args:
+            name: key of the head and of the answer.
+            value_column: column with the ejection fraction in percent.
+        """
+        return BinaryTarget(
+            name=name,
+            positive=f"EF{self.operator}{self.value:g}",
+            negative=f"EF{_OPPOSITES[self.operator]}{self.value:g}",
+            value_column=value_column,
+            cutoff=self.value,
+            operator=self.operator,
+            low=0.0,
+            high=100.0,
+        )
 
 
 def _numbers(column: pd.Series, low: float | None, high: float | None) -> NDArray[np.float64]:

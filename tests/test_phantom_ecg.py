@@ -28,8 +28,9 @@ def quiet(heart: Heart) -> EcgSignals:
     return record(heart, np.random.default_rng(4), noise_mv=0.0, wander_mv=0.0)
 
 
-def lead(signals: EcgSignals, name: str) -> np.ndarray:
-    return signals.millivolts[LEADS.index(name)]
+def lead(signals: EcgSignals, name: str) -> NDArray[np.float32]:
+    shown: NDArray[np.float32] = signals.millivolts[LEADS.index(name)]
+    return shown
 
 
 class TestHeart:

@@ -42,6 +42,7 @@ class DecodedSample:
         facts: what the file says of itself beside its pixels, in numbers ("fps"); NaN where it
             does not say. They stand beside the sample in the table of the shards.
         view: the view it shows, where whoever handed it in has said so; "" elsewhere.
+        notes: what was assumed when the file was read, or is doubtful about it, as sentences.
     """
 
     frame: str
@@ -49,6 +50,7 @@ class DecodedSample:
     picture: NDArray[np.uint8]
     facts: Mapping[str, float] = field(default_factory=dict)
     view: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def source_shape(self) -> tuple[int, int]:

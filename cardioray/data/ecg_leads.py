@@ -104,7 +104,7 @@ class EcgSignals:
     @property
     def seconds(self) -> float:
         """How long each lead is."""
-        return self.millivolts.shape[1] / self.rate_hz
+        return float(self.millivolts.shape[1] / self.rate_hz)
 
     def cut(self, layout: EcgLayout) -> EcgSignals:
         """What a layout shows of signals that all begin at once.

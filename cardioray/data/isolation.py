@@ -243,6 +243,7 @@ class _Process:
             arrays=arrays,
             picture=self.slab.copy(sample.picture),
             facts=sample.facts,
+            notes=sample.notes,
         )
 
     def _send(self, message: Any) -> None:
@@ -284,6 +285,7 @@ class _Packed:
     arrays: dict[str, _Place]
     picture: _Place
     facts: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -382,7 +384,9 @@ def _packed(samples: Sequence[DecodedSample], slab: _Slab) -> list[_Packed]:
     flat = [array for s in samples for array in (*s.arrays.values(), s.picture)]
     places = iter(slab.put(flat))
     return [
-        _Packed(s.frame, {name: next(places) for name in s.arrays}, next(places), dict(s.facts))
+        _Packed(
+            s.frame, {name: next(places) for name in s.arrays}, next(places), dict(s.facts), s.notes
+        )
         for s in samples
     ]
 

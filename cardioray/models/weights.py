@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # the name of an error; nothing is unpickled here
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlparse
 
 import torch
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from cardioray import storage
 from cardioray.models.backbones import Backbone, BackboneInfo, backbone_info
-from cardioray.models.classifier import ImageModelConfig
 from cardioray.models.fitting import fit_to_network, plain_names
 
 log = logging.getLogger(__name__)
@@ -83,12 +82,28 @@ def convert_weights(source: str, target: str) -> list[str]:
     return sorted(named)
 
 
+class StartingFrom(Protocol):
+    """The settings of a network that say where the weights of its backbone come from."""
+
+    @property
+    def backbone(self) -> str:
+        """Name of the backbone."""
+
+    @property
+    def pretrained(self) -> str:
+        """ "hub", "auto" or "none"."""
+
+    @property
+    def weights(self) -> str | None:
+        """A file that wins over `pretrained`."""
+
+
 def load_backbone(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load backbone weights; see `fit_to_network`."""
     net.load_state_dict(fit_to_network(net, state, source))
 
 
-def starting_weights(settings: ImageModelConfig, channels: int, cache: str) -> str | None:
+def starting_weights(settings: StartingFrom, channels: int, cache: str) -> str | None:
     """Decide once, before any worker starts, where a run's backbone weights come from.
 
     Weights from timm's hub are written to `cache`, so that workers without internet can read them.

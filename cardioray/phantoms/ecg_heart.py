@@ -219,7 +219,8 @@ def _ectopic(heart: Heart, times: NDArray[np.float64], gap_s: float) -> NDArray[
     """A wide beat from the right ventricle, with its T wave against it."""
     towards = np.array((0.75, 0.45, 0.55))
     shape = _bump(times, 0.06, 0.028) - 0.4 * _bump(times, 0.3 * np.sqrt(gap_s) + 0.05, 0.06)
-    return 1.5 * heart.voltage * shape[:, None] * towards
+    result: NDArray[np.float64] = 1.5 * heart.voltage * shape[:, None] * towards
+    return result
 
 
 def _flutter(times: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:

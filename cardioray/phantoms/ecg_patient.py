@@ -84,7 +84,7 @@ def _draw_chart(rng: np.random.Generator) -> tuple[int, dict[str, bool]]:
     mean, deviation, low, high = _AGE
     age = round(float(np.clip(rng.normal(mean, deviation), low, high)))
     older = (age - mean) / deviation
-    flags = {}
+    flags: dict[str, bool] = {}
     for name, share in FLAGS.items():
         lean = {"ht": 0.35, "dlp": 0.15, "smoke": -0.2}.get(name, 0.0) * older
         if name == "smoke" and flags["female"]:

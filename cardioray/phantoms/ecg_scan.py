@@ -76,11 +76,13 @@ def _light(size: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float3
         towards = rng.uniform(0, 2 * np.pi)
         edge = across * np.cos(towards) + down * np.sin(towards) - rng.uniform(0.2, 0.7)
         light -= rng.uniform(0.1, 0.3) / (1 + np.exp(-edge / 0.08))
-    return light.astype(np.float32)
+    return np.asarray(light, np.float32)
 
 
 def _compressed(picture: NDArray[np.floating], quality: int) -> Picture:
     levels = np.clip(np.round(picture), 0, 255).astype(np.uint8)
     done, coded = cv2.imencode(".jpg", levels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert done
-    return np.ascontiguousarray(cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1])
+    read = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+    assert read is not None
+    return np.ascontiguousarray(read[..., ::-1], np.uint8)

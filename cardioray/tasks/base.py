@@ -27,6 +27,7 @@ from cardioray.data.splits import SplitConfig
 from cardioray.evaluation.metrics import binary_metrics, regression_metrics
 from cardioray.evaluation.predictions import ONE_WINDOW, check_predictions, per_study
 from cardioray.evaluation.thresholds import parse_rule
+from cardioray.models.imputation import Imputation
 from cardioray.registry import Registry, unknown_name
 from cardioray.targets import BinaryTarget, RegressionTarget
 
@@ -72,6 +73,8 @@ class LabelStatistics:
         pixel_mean: per channel, mean grey level of training samples; () where the task does not
             measure it.
         pixel_std: per channel, their standard deviation.
+        imputation: what fills in missing numbers of charts, where charts take part; a network
+            keeps it, and a bundle does not tell it apart from the weights.
     """
 
     class_weights: Mapping[str, tuple[float, float]]
@@ -79,6 +82,7 @@ class LabelStatistics:
     deviations: Mapping[str, float]
     pixel_mean: tuple[float, ...] = ()
     pixel_std: tuple[float, ...] = ()
+    imputation: Imputation | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,8 +211,6 @@ class Task(ABC):
     # Whether what is learned is the numbers and classes of the targets; elsewhere, it is arrays of
     # the shards, and targets are what answers are judged by.
     learns_from_labels: ClassVar[bool] = True
-    # Numbers of the table of the shards that batches bring along.
-    carried: ClassVar[tuple[str, ...]] = ()
     # Arrays of the shards, of any shape, that scores of a finished training are measured against.
     references: ClassVar[tuple[str, ...]] = ()
 
@@ -323,6 +325,20 @@ class Task(ABC):
     def stored(self) -> tuple[str, ...]:
         """Arrays of the shards that training reads; by default those that a file gives."""
         return self.decoder.columns
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """Numbers of the table of the shards that batches bring along; none by default."""
+        return ()
+
+    def inputs(self, batch: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What the network takes, in order; by default the columns.
+
+        Args:
+            batch: the columns that the sampler gives, and the carried numbers, (B, ...) each; as
+                tensors or as arrays.
+        """
+        return tuple(batch[name] for name in self.columns)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -481,8 +497,17 @@ class Task(ABC):
             named = {"val_mae": numbers.mae, "val_r2": numbers.r2}
         return {"val_loss": float(losses.mean()), **named}
 
-    def label_statistics(self, labels: Mapping[str, NDArray[np.float32]]) -> LabelStatistics:
-        """Class weights total / (2 N_class) and label means over the training rows."""
+    def label_statistics(
+        self,
+        labels: Mapping[str, NDArray[np.float32]],
+        carried: Mapping[str, NDArray[np.float32]],
+    ) -> LabelStatistics:
+        """Class weights total / (2 N_class) and label means over the training rows.
+
+        Args:
+            labels: per target those of the training rows.
+            carried: the carried numbers of these rows.
+        """
         weights: dict[str, tuple[float, float]] = {}
         means: dict[str, float] = {}
         deviations: dict[str, float] = {}

@@ -35,7 +35,7 @@ from cardioray.models.keyframes import (
     load_keyframe_weights,
 )
 from cardioray.models.segmentation import SEGMENTERS, SegmentModelConfig
-from cardioray.targets import BinaryTarget, RegressionTarget
+from cardioray.targets import BinaryTarget, EfCutOff, RegressionTarget
 from cardioray.tasks.base import (
     TASKS,
     Batch,
@@ -52,37 +52,6 @@ from cardioray.tasks.lv_seg import LvSegSettings, LvSegTask
 EF_TARGET = RegressionTarget(
     name="ef", value_column="ef", unit="%", low=0.0, high=100.0, cutoffs=(35.0, 40.0, 45.0, 50.0)
 )
-Operator = Literal["<", "<=", ">", ">="]
-# In names of targets, and what is true of the other class.
-_WORDS: dict[Operator, str] = {"<": "lt", "<=": "le", ">": "gt", ">=": "ge"}
-_OPPOSITES: dict[Operator, Operator] = {"<": ">=", "<=": ">", ">": "<=", ">=": "<"}
-
-
-@config
-class CutOff:
-    """The class that is told beside the number: "ef_le_40" is an EF of at most 40 %.
-
-    Attributes:
-        value: in percent.
-        operator: a study is positive when `EF <operator> value` holds.
-    """
-
-    value: float = Field(default=40.0, gt=0, lt=100)
-    operator: Operator = "<="
-
-    @property
-    def target(self) -> BinaryTarget:
-        """The question."""
-        return BinaryTarget(
-            name=f"ef_{_WORDS[self.operator]}_{self.value:g}".replace(".", "_"),
-            positive=f"EF{self.operator}{self.value:g}",
-            negative=f"EF{_OPPOSITES[self.operator]}{self.value:g}",
-            value_column=EF_TARGET.value_column,
-            cutoff=self.value,
-            operator=self.operator,
-            low=EF_TARGET.low,
-            high=EF_TARGET.high,
-        )
 
 
 @config
@@ -153,7 +122,7 @@ class KeyframeSettings:
     method: Literal["features", "end_to_end"] = "features"
     view: str = "A4C"
     frames: tuple[FrameName, ...] = FRAMES
-    cut_off: CutOff = CutOff()
+    cut_off: EfCutOff = EfCutOff()
     preprocess: SegmentPreprocess = SegmentPreprocess(image_size=128)
     model: KeyframeModelConfig = KeyframeModelConfig()
     outlines: OutlineTraining = OutlineTraining()
@@ -170,7 +139,7 @@ class KeyframeSettings:
     @property
     def target(self) -> BinaryTarget:
         """The class as a question."""
-        return self.cut_off.target
+        return self.cut_off.target(self.cut_off.name, EF_TARGET.value_column)
 
 
 @TASKS.register("keyframe-ef")

@@ -160,8 +160,12 @@ class LvSegTask(Task):
     takes_views: ClassVar[bool] = True
     learns_from_labels: ClassVar[bool] = False
     shards_kind: ClassVar[str] = "segments"
-    carried: ClassVar[tuple[str, ...]] = GEOMETRY
     references: ClassVar[tuple[str, ...]] = (REFERENCE,)
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """The size of pixels and of pictures."""
+        return GEOMETRY
 
     @property
     def max_batch(self) -> int:

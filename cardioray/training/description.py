@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,7 @@ def bundle_metadata(source: BundleSource) -> dict[str, Any]:
         "dataset_hash": shards.index.dataset_hash,
         "data": _data_summary(source),
         "targets": targets,
-        "label_statistics": asdict(source.statistics),
+        "label_statistics": _statistics(source.statistics),
         "backbone": source.run.to_dict().get("model", {}).get("backbone"),
         "starting_weights": source.starting_weights,
         "operating_point_fitted_on": source.fitted_on,
@@ -226,6 +226,13 @@ def _network_data_format(source: BundleSource) -> dict[str, Any]:
         for target in source.run.task.targets
     }
     return {"inputs": inputs, "outputs": outputs}
+
+
+def _statistics(statistics: LabelStatistics) -> dict[str, Any]:
+    """What the loss knew of the labels; what fills in charts is among the weights."""
+    written = asdict(replace(statistics, imputation=None))
+    del written["imputation"]
+    return written
 
 
 def _git_revision() -> str:

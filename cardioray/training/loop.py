@@ -301,7 +301,7 @@ class _Trainer:
             quiet = network.no_sync()
         with quiet:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                outputs = network(*(batch[name] for name in self.task.columns))
+                outputs = network(*self.task.inputs(batch))
             outputs = {name: value.float() for name, value in outputs.items()}
             loss = self.task.loss(outputs, batch, self.plan.statistics)
             (loss / self.settings.optimizer.accumulate).backward()
@@ -384,7 +384,7 @@ class _Trainer:
         batches = feed.batches(self.settings.batch_size, order=None, thorough=thorough)
         for rows, batch in batches:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                outputs = model(*(batch[column] for column in self.task.columns))
+                outputs = model(*self.task.inputs(batch))
             outputs = {key: value.float() for key, value in outputs.items()}
             references = references_of(self.plan.shards, self.task, rows) if thorough else None
             measures = self.task.measures(outputs, batch, self.plan.statistics, references)

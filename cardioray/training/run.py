@@ -207,8 +207,11 @@ def make_plan(
     """
     chosen, labels = check_data(run, shards, split)
     training = np.isin(shards.samples["row"].to_numpy(np.int64), chosen["train"])
-    own = {target: values[training] for target, values in labels.items()}
-    statistics = run.task.label_statistics(own)
+    carried = {name: shards.samples[name].to_numpy(np.float32) for name in run.task.carried}
+    statistics = run.task.label_statistics(
+        {target: values[training] for target, values in labels.items()},
+        {name: values[training] for name, values in carried.items()},
+    )
     if run.task.measures_pixels:
         mean, std = pixel_statistics(
             shards, chosen["train"], run.task.decoder.columns[0], run.train.seed
@@ -221,7 +224,7 @@ def make_plan(
         shards=shards,
         rows=chosen,
         labels=labels,
-        carried={name: shards.samples[name].to_numpy(np.float32) for name in run.task.carried},
+        carried=carried,
         statistics=statistics,
         weights=weights,
         stages=run.train.resolved_stages(weights is not None),

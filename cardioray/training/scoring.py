@@ -104,12 +104,10 @@ def score_plan(plan: TrainPlan, weights: Mapping[str, Tensor]) -> Tables:
             for batch in dataset.iter_batches(batch_size=task.max_batch, batch_format="numpy")
         )
         for owners, arrays in windows_of(stored, task.sampler, task.max_batch, thorough=True):
-            raw = runtime.run(tuple(arrays[name] for name in task.columns))
+            known = arrays | plan.labels_of(owners)
+            raw = runtime.run(task.inputs(known))
             outputs = {k: torch.from_numpy(v) for k, v in raw.items() if k != FEATURES}
-            batch: Batch = {
-                name: torch.tensor(values)
-                for name, values in (arrays | plan.labels_of(owners)).items()
-            }
+            batch: Batch = {name: torch.tensor(values) for name, values in known.items()}
             references = references_of(plan.shards, task, owners)
             measured.add(owners, task.measures(outputs, batch, plan.statistics, references))
         tables.append(tables_of(plan, task, split, [measured.share()]))
