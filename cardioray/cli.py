@@ -170,6 +170,13 @@ def compare(
             "their bundle, comparison or predictions table.",
         ),
     ] = None,
+    variants: Annotated[
+        str | None,
+        typer.Option(
+            help="Of ecg: variants to compare, as in --variants scar,lvef,multi, or `all`; a "
+            "leaderboard for each question, with the chart alone beside them.",
+        ),
+    ] = None,
     max_bad: MaxBad = 0.01,
     patient_from: PatientFrom = None,
     shared_storage: Shared = False,
@@ -188,6 +195,7 @@ def compare(
         SearchConfig,
         read_grid,
         select_backbones,
+        select_variants,
     )
 
     run = run_config(task, config_file, settings, shared_storage)
@@ -205,6 +213,7 @@ def compare(
     compared = CompareConfig(
         backbones=select_backbones(backbones, run.task),
         grid=read_grid(grid or ()),
+        variants=select_variants(variants, run.task),
         folds=folds,
         asha=AshaConfig(enabled=asha, grace_epochs=grace_epochs, reduction_factor=reduction_factor),
         search=parse(SearchConfig, {"num_samples": search}, search_ranges or ()),
@@ -213,12 +222,27 @@ def compare(
         seed=run.train.seed,
     )
     shards = shards_of(context, run, data, out, patient_from, max_bad)
+    if compared.variants:
+        _compare_variants(run, shards, compared, out)
+        return
     result = run_comparison(run, shards, compared, out, shown=shown_as(run, "Comparing"))
     print_leaderboard(result.leaderboard, console)
     for bundle in result.bundles:
         _show_metrics(bundle)
         console.print(f"Bundle: {bundle.place}")
     console.print(f"Leaderboard: {out}/leaderboard.html")
+
+
+def _compare_variants(run: Any, shards: Any, compared: Any, out: str) -> None:
+    """Variants that answer different questions, each question with its leaderboard."""
+    from cardioray.tuning.variants import compare_variants, print_variants
+
+    result = compare_variants(run, shards, compared, out, shown=shown_as(run, "Comparing"))
+    print_variants(result, console)
+    for bundle in result.bundles:
+        console.print(f"Bundle: {bundle.place}")
+    for head in result.leaderboards:
+        console.print(f"Leaderboard: {out}/{head}/leaderboard.html")
 
 
 @app.command()

@@ -208,6 +208,8 @@ class Task(ABC):
     shards_kind: ClassVar[str] = ""
     # Settings that a search may draw beside the learning rate, by the name of what is drawn.
     searched: ClassVar[Mapping[str, str]] = {}
+    # Settings that make variants of the task, which may answer fewer of its questions, by name.
+    variants: ClassVar[Registry[tuple[str, ...]]] = Registry("variant")
     # Whether what is learned is the numbers and classes of the targets; elsewhere, it is arrays of
     # the shards, and targets are what answers are judged by.
     learns_from_labels: ClassVar[bool] = True

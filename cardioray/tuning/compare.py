@@ -32,7 +32,7 @@ from cardioray.evaluation.leaderboard_page import Picture
 from cardioray.models.cost import ModelCost, measure_cost
 from cardioray.models.runtime import use_bf16
 from cardioray.scratch import process_folder
-from cardioray.targets import BinaryTarget
+from cardioray.targets import BinaryTarget, RegressionTarget
 from cardioray.tasks.base import Tables
 from cardioray.training.outcome import LOG, WEIGHTS_CACHE, read_outcome
 from cardioray.training.pictures import prediction_picture
@@ -121,7 +121,7 @@ def compare(
     run = dataclasses.replace(run, task=run.task.suited(shards.samples))
     run, concurrent = fit_cluster(run, settings)
     with shown_progress(shown) as board:
-        return _Comparing(run, asked, shards, settings, out, concurrent, board).run_all()
+        return Comparing(run, asked, shards, settings, out, concurrent, board).run_all()
 
 
 def fit_cluster(run: RunConfig, settings: CompareConfig) -> tuple[RunConfig, int]:
@@ -163,7 +163,7 @@ def fit_cluster(run: RunConfig, settings: CompareConfig) -> tuple[RunConfig, int
 
 
 @dataclass
-class _Comparing:
+class Comparing:
     """One comparison while it runs."""
 
     run: RunConfig
@@ -174,7 +174,7 @@ class _Comparing:
     concurrent: int
     board: ActorHandle[Any] | None
 
-    def run_all(self) -> Comparison:
+    def __post_init__(self) -> None:
         self.division = divide(self.run, self.shards, self.settings)
         self.context = TrialContext(
             run=self.run.to_dict(),
@@ -184,13 +184,18 @@ class _Comparing:
             progress=self.board,
             candidates=self.settings.candidates,
         )
-        trials, failed = self._trials()
+
+    def run_all(self) -> Comparison:
+        """Trials, leaderboard and bundles."""
+        trials, failed = self.trials()
         self.context.tell("scoring, and measuring what each backbone costs")
-        entries = [self._entry(name, own) for name, own in _by_backbone(trials).items()]
-        ranked = dataclasses.replace(self._leaderboard(entries), failed=failed)
+        entries = [self.entry(name, own) for name, own in by_backbone(trials).items()]
+        ranked = dataclasses.replace(
+            self.leaderboard(entries, self.run.task.targets[0]), failed=failed
+        )
         bundles = {}
-        for name in self._chosen(ranked):
-            bundles[name] = self._refit(name, _by_backbone(trials)[name], ranked)
+        for name in self.chosen(ranked):
+            bundles[name] = self.refit(name, by_backbone(trials)[name], ranked)
         self.context.tell("writing the leaderboard")
         leaderboard = ranked.with_bundles({name: f"{BUNDLES}/{name}" for name in bundles})
         leaderboard.write(self.out, self._pictures(leaderboard, trials))
@@ -198,7 +203,7 @@ class _Comparing:
 
     # Trials
 
-    def _trials(self) -> tuple[list[TrialResult], dict[str, str]]:
+    def trials(self) -> tuple[list[TrialResult], dict[str, str]]:
         """All trials, from the record of a finished comparison or by running them.
 
         Returns:
@@ -224,7 +229,7 @@ class _Comparing:
         others = other_folds(self.context, survivors, self.settings.folds, self.concurrent)
         failed = _failed_backbones(first, others)
         trials = [t for t in first.results + others.results if t.backbone not in failed]
-        if not any(len(own) == self.settings.folds for own in _by_backbone(trials).values()):
+        if not any(len(own) == self.settings.folds for own in by_backbone(trials).values()):
             raise config.Failed(_all_failed(first.failures + others.failures))
         for name, reason in failed.items():
             log.warning("%s failed and is left out; the same command tries again: %s", name, reason)
@@ -256,7 +261,8 @@ class _Comparing:
 
     # The leaderboard
 
-    def _entry(self, name: str, trials: Sequence[TrialResult]) -> LeaderboardEntry:
+    def entry(self, name: str, trials: Sequence[TrialResult]) -> LeaderboardEntry:
+        """What a leaderboard knows of a candidate that has done its folds."""
         cost = self._cost(trials[0])
         return LeaderboardEntry(
             name=name,
@@ -305,11 +311,14 @@ class _Comparing:
             run.task.build_model(), example_inputs(run, self.shards.index), bf16=bf16
         )
 
-    def _leaderboard(self, entries: Sequence[LeaderboardEntry]) -> Leaderboard:
+    def leaderboard(
+        self, entries: Sequence[LeaderboardEntry], target: BinaryTarget | RegressionTarget
+    ) -> Leaderboard:
+        """The candidates in the order of their validation score."""
         operating = self.run.task.operating
         return build_leaderboard(
             entries,
-            self.run.task.targets[0],
+            target,
             validation_metric=self.run.task.monitor.name.removeprefix("val_"),
             rule=operating.rule,
             calibration=operating.calibration,
@@ -319,7 +328,7 @@ class _Comparing:
 
     # The final models
 
-    def _chosen(self, ranked: Leaderboard) -> list[str]:
+    def chosen(self, ranked: Leaderboard) -> list[str]:
         """The best, as many as wanted, of those that did all folds.
 
         The operating point of a final model may come from what its folds' models say: models that
@@ -334,7 +343,7 @@ class _Comparing:
             )
         return names[: self.settings.refits]
 
-    def _refit(self, name: str, trials: Sequence[TrialResult], ranked: Leaderboard) -> Bundle:
+    def refit(self, name: str, trials: Sequence[TrialResult], ranked: Leaderboard) -> Bundle:
         """Train once more, on development patients only, and score the held-out test patients."""
         out = storage.join(self.out, BUNDLES, name)
         if storage.exists(storage.join(out, SUMS)):
@@ -428,7 +437,7 @@ def _all_failed(failures: Sequence[TrialFailure]) -> str:
     return f"no backbone came to its end; the same command tries again. What failed:\n{shown}"
 
 
-def _by_backbone(trials: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
+def by_backbone(trials: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
     """Trials of each backbone, first fold first."""
     grouped: dict[str, list[TrialResult]] = {}
     for trial in sorted(trials, key=lambda trial: trial.fold):

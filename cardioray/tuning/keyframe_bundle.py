@@ -93,7 +93,9 @@ def _source(
     assert isinstance(task, KeyframeEfTask)
     labels = encode_labels(task, shards.samples)
     training = (split == "train").to_numpy() & task.takes_part(shards.samples)
-    statistics = task.label_statistics({key: values[training] for key, values in labels.items()}, {})
+    statistics = task.label_statistics(
+        {key: values[training] for key, values in labels.items()}, {}
+    )
     heads = fitted.fit.heads
     development = studies.table[fitted.development]
     return BundleSource(

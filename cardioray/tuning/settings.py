@@ -109,6 +109,7 @@ class CompareConfig:
         backbones: names.
         grid: settings that are gone through with each backbone, as `section.key` -> values; all
             their combinations are compared as backbones are.
+        variants: named settings, as `section.key=value`, each of which is tried with each backbone.
         folds: folds by patient over the development patients; survivors run them all.
         asha: stopping of weak backbones.
         search: search of settings.
@@ -119,6 +120,7 @@ class CompareConfig:
 
     backbones: tuple[str, ...]
     grid: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    variants: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     folds: int = Field(default=3, ge=2)
     asha: AshaConfig = AshaConfig()
     search: SearchConfig = SearchConfig()
@@ -143,12 +145,17 @@ class CompareConfig:
         if len(set(last)) < len(last):
             short = {key: key for key in self.grid}
         found = {}
-        for backbone in self.backbones:
+        for variant, backbone in itertools.product(self.variants or {"": ()}, self.backbones):
+            # One backbone needs no name where variants are compared.
+            names = [name for name in (variant, backbone) if name]
+            if variant and len(self.backbones) == 1:
+                names = [variant]
             for values in itertools.product(*self.grid.values()):
                 chosen = dict(zip(self.grid, values, strict=True))
                 words = [f"{short[key]}{value}" for key, value in chosen.items()]
                 settings = tuple(f"{key}={value}" for key, value in chosen.items())
-                found["-".join([backbone, *words])] = Candidate(backbone, settings)
+                own = (*self.variants.get(variant, ()), *settings)
+                found["-".join([*names, *words])] = Candidate(backbone, own)
         return found
 
 
@@ -163,6 +170,23 @@ def select_backbones(patterns: str, task: Task) -> tuple[str, ...]:
         found = task.backbones("*" if pattern == "all" else pattern)
         chosen.extend(name for name in found if name not in chosen)
     return tuple(chosen)
+
+
+def select_variants(patterns: str | None, task: Task) -> dict[str, tuple[str, ...]]:
+    """Settings of variants by name, for "all", a comma-separated list, or wildcards.
+
+    Raises:
+        ValueError: when a name is unknown, or the task has no variants.
+    """
+    if patterns is None:
+        return {}
+    if not len(task.variants):
+        raise ValueError(f"{task.name} has no variants; leave out --variants.")
+    chosen: dict[str, tuple[str, ...]] = {}
+    for pattern in (part.strip() for part in patterns.split(",") if part.strip()):
+        for name in task.variants.matching("*" if pattern == "all" else pattern):
+            chosen[name] = task.variants.get(name)
+    return chosen
 
 
 def read_grid(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
