@@ -183,7 +183,7 @@ def _ages(column: pd.Series) -> NDArray[np.float64]:
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         raise ValueError(
-            f"row {row + 1}: age={column.iloc[row]!r} is no age in years between 0 and "
+            f"row {row + 1}: age={str(column.iloc[row])!r} is no age in years between 0 and "
             f"{_OLDEST:.0f}."
         )
     return ages
@@ -196,7 +196,7 @@ def _flags(column: pd.Series) -> NDArray[np.float64]:
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         raise ValueError(
-            f"row {row + 1}: {column.name}={column.iloc[row]!r} is neither 0 or no nor 1 or yes."
+            f"row {row + 1}: {column.name}={str(column.iloc[row])!r} is neither 0 or no nor 1 or yes."
         )
     return flags
 

@@ -83,6 +83,12 @@ def read_archive(data: bytes) -> EcgSignals:
             # Only these are read: other signals may lie in files that are not there.
             plain = [_plain(each) for each in found.sig_name]
             leads = [plain.index(each.lower()) for each in LEADS if each.lower() in plain]
+            # A header may name any file of this machine.
+            own = {Path(item.filename).name for item in members}
+            if missing := sorted({found.file_name[lead] for lead in leads} - own):
+                raise UnreadableImage(
+                    f"The archive lacks {', '.join(missing)}, where its header says signals are."
+                )
             record = wfdb.rdrecord(
                 str(place.with_suffix("")),
                 channels=leads or None,
