@@ -123,12 +123,16 @@ class TestArchive:
 
     def test_nothing_outside_it_is_read_or_written(self, tmp_path: Path) -> None:
         header = write_record(tmp_path, LEADS, TRUTH, 500, "mV").read_text()
-        for elsewhere in ("../../heart.dat", str(tmp_path / "heart.dat")):
+        for elsewhere, said in (
+            ("../../heart.dat", "cannot be read"),
+            (str(tmp_path / "heart.dat"), "cannot be read"),
+            ("other.dat", "lacks other.dat, where its header says"),
+        ):
             packed = io.BytesIO()
             with zipfile.ZipFile(packed, "w") as archive:
                 archive.writestr("heart.hea", header.replace("heart.dat", elsewhere))
                 archive.writestr("../../heart.dat", (tmp_path / "heart.dat").read_bytes())
-            with pytest.raises(UnreadableImage, match="where its header says signals are"):
+            with pytest.raises(UnreadableImage, match=said):
                 read_archive(packed.getvalue())
 
 
