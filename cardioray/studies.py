@@ -21,6 +21,7 @@ from cardioray.clinical.fusion import StudyFusion
 from cardioray.config import parse
 from cardioray.data.decoding import DecodedSample
 from cardioray.data.image import UnreadableImage
+from cardioray.ecgs import EcgPredictor
 from cardioray.evaluation.operating_point import BinaryOperatingPoint, RegressionOperatingPoint
 from cardioray.evaluation.predictions import views_side_by_side
 from cardioray.keyframes import HEADS, HeadsPredictor, KeyframePredictor
@@ -28,6 +29,7 @@ from cardioray.model_store import bundle_place
 from cardioray.predictor import Overlay, Predictor, read_operating_points, task_of
 from cardioray.segments import SegmentPredictor
 from cardioray.systoles import OutlinedBeatsPredictor
+from cardioray.tasks.ecg import EcgTask
 from cardioray.tasks.keyframe_ef import KeyframeEfTask
 from cardioray.tasks.lv_seg import LvSegTask
 
@@ -353,7 +355,11 @@ def open_predictor(
         return StudyPredictor(bundle, **options)
     if (bundle.path / HEADS).is_file():
         return HeadsPredictor(bundle, **options)
-    kinds = {LvSegTask.name: SegmentPredictor, KeyframeEfTask.name: KeyframePredictor}
+    kinds = {
+        LvSegTask.name: SegmentPredictor,
+        KeyframeEfTask.name: KeyframePredictor,
+        EcgTask.name: EcgPredictor,
+    }
     return kinds.get(bundle.task, Predictor)(bundle, **options)
 
 

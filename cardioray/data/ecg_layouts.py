@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from cardioray import storage
 from cardioray.data.layouts import find_table, read_table, shown
 from cardioray.data.manifest import Manifest, finish_manifest, read_manifest
+from cardioray.registry import unknown_name
 from cardioray.targets import Target
 
 # What the chart says, in the order in which a network takes it. Age is in years.
@@ -71,6 +73,31 @@ def read_ecg_manifest(
     if "source" not in table:
         table = _from_hospital(table, base, drop_imputed, warnings)
     return _with_chart(finish_manifest(table, base, targets, patient_from, warnings))
+
+
+def read_chart(clinical_features: Mapping[str, Any]) -> dict[str, float]:
+    """Clinical features of one patient as numbers, by the names of `CHART`.
+
+    Args:
+        clinical_features: by their usual names; None for what is not known.
+
+    Raises:
+        ValueError: for an unknown name or an impossible value.
+    """
+    found: dict[str, float] = {}
+    for name, value in clinical_features.items():
+        small = str(name).strip().lower().replace(" ", "_")
+        wanted = _ALIASES.get(small, small)
+        if wanted not in CHART:
+            raise unknown_name("clinical feature", str(name), CHART)
+        if wanted in found:
+            raise ValueError(f"{wanted} is given twice.")
+        if value is None or str(value).strip() == "":
+            continue
+        column = pd.Series([value], name=wanted, dtype=object)
+        read = _ages(column) if wanted == "age" else _flags(column)
+        found[wanted] = float(read[0])
+    return found
 
 
 def _table_of(data: str) -> str | None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from cardioray.models.backbones import NoFeatureMap
 from cardioray.models.classifier import ImageClassifier
+from cardioray.models.ecg import EcgModel
 from cardioray.registry import Registry, unknown_name
 
 UInt8Image = NDArray[np.uint8]
@@ -115,7 +116,7 @@ class Explainer:
     of one explainer are made one at a time.
     """
 
-    def __init__(self, model: ImageClassifier) -> None:
+    def __init__(self, model: ImageClassifier | EcgModel) -> None:
         # A deep copy that finds its tensors "copied already": the structure is new, weights shared.
         shared: dict[int, Any] = {
             id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()
@@ -132,8 +133,12 @@ class Explainer:
         method: str,
         *,
         prediction: int | None,
+        beside: tuple[NDArray[np.uint8], ...] = (),
     ) -> Heat:
-        """Where the evidence for an answer lies; see `class_activation`."""
+        """Where the evidence for an answer lies; see `class_activation`.
+
+        `beside` is what the model takes beside the picture, (1, ...) each.
+        """
         known = METHODS.get(method)
         if image.dtype != np.uint8 or image.ndim != 3:
             raise ValueError(
@@ -145,6 +150,7 @@ class Explainer:
         pixels = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255.0
         with self._lock, torch.inference_mode(False), torch.enable_grad():
             self._output.target_name = target_name
+            self._output.beside = tuple(torch.tensor(each, device=device) for each in beside)
             self._output.sign = -1.0 if prediction == 0 else 1.0
             if image.shape not in self._layers:
                 self._layers[image.shape] = _last_feature_map(self._output, pixels)
@@ -165,14 +171,17 @@ class Explainer:
 class _OneOutput(nn.Module):
     """The output to explain, with its sign, as (B, 1); takes (B, C, H, W) in [0, 1]."""
 
-    def __init__(self, model: ImageClassifier) -> None:
+    def __init__(self, model: ImageClassifier | EcgModel) -> None:
         super().__init__()
         self.model = model
         self.target_name = ""
+        self.beside: tuple[Tensor, ...] = ()
         self.sign = 1.0
 
     def forward(self, pixels: Tensor) -> Tensor:
-        outputs = self.model(pixels.permute(0, 2, 3, 1))
+        # Score-CAM shows several pictures at a time.
+        beside = (each.expand(len(pixels), *each.shape[1:]) for each in self.beside)
+        outputs = self.model(pixels.permute(0, 2, 3, 1), *beside)
         if self.target_name not in outputs:
             raise unknown_name("target", self.target_name, outputs)
         value: Tensor = self.sign * outputs[self.target_name]
