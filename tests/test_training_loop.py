@@ -23,6 +23,7 @@ from cardioray.data.shards import ShardSet
 from cardioray.tasks import make_task
 from cardioray.tasks.base import TASKS
 from cardioray.tasks.ffr import FFR_VALUE, FfrTask
+from cardioray.training import loop
 from cardioray.training.feed import RowFeed, epoch_order, mix
 from cardioray.training.outcome import Outcome
 from cardioray.training.run import require_fitting, train
@@ -169,6 +170,29 @@ def test_a_run_whose_loss_is_no_number_keeps_what_was_good(
     run = tiny.tiny_run("train.epochs=2", "train.learning_rate=1e30", values=stages(wild))
     with pytest.raises(ValueError, match="no number in the first epoch"):
         tiny.train_here(run, shards, tmp_path / "at-once")
+
+
+def test_a_last_step_that_spoils_the_weights_ends_the_stage_with_the_best_ones(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny.tiny_run("train.epochs=4")
+    steps: list[int] = []
+    step = loop._Trainer._step_optimizer
+
+    def spoiling(self: Any, optimizer: torch.optim.Optimizer) -> None:
+        step(self, optimizer)
+        steps.append(len(steps))
+        per_epoch = len(self.feeds["train"]) // self.settings.batch_size
+        if len(steps) == 2 * per_epoch:  # the last of the second epoch
+            with torch.no_grad():
+                next(iter(self.model.parameters())).fill_(torch.nan)
+
+    monkeypatch.setattr(loop._Trainer, "_step_optimizer", spoiling)
+    found = tiny.train_here(run, shards, tmp_path / "run")
+    assert np.isfinite(found.log()["train_loss"]).tolist() == [True, False]
+    assert found.best_epoch == 1
+    assert all(torch.isfinite(v).all() for v in found.weights().values())
+    assert "Lower the learning rate" in found.notes[0]
 
 
 def stages(*of: dict[str, Any], **settings: Any) -> dict[str, Any]:

@@ -212,6 +212,9 @@ class _Trainer:
         losses, rate, waited = self._steps(stage, network)
         trained = time.perf_counter() - started
         self._share_buffers()
+        if not _finite(self._kept_model()):
+            # The last step may spoil the weights while every loss before it was a number.
+            losses[-1] = math.nan
         diverged = not math.isfinite(np.mean(losses))
         figures = {"val_loss": math.nan, self.task.monitor.name: math.nan}
         if not diverged:
@@ -467,6 +470,18 @@ def _device() -> torch.device:
 def _beats(monitor: Monitor, value: float, best: float | None, min_delta: float = 0.0) -> bool:
     """Whether a figure is a new best; anything beats NaN (one class only, a diverged epoch)."""
     return best is None or math.isnan(best) or monitor.better(value, best, min_delta)
+
+
+def _finite(model: nn.Module) -> bool:
+    """Whether every weight and statistic of a network is a number."""
+    # Tables that a network carries beside them may hold NaN for what is not set.
+    learned = [value.detach() for value in model.parameters()]
+    statistics = [
+        value
+        for name, value in model.named_buffers()
+        if name.endswith(("running_mean", "running_var"))
+    ]
+    return bool(torch.stack([torch.isfinite(v).all() for v in (*learned, *statistics)]).all())
 
 
 def _copied(model: nn.Module) -> dict[str, Tensor]:
