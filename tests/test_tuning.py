@@ -15,7 +15,7 @@ from cardioray.bundle import open_bundle
 from cardioray.data.shards import ShardSet
 from cardioray.model_store import ranked_bundles
 from cardioray.training.settings import RunConfig
-from cardioray.tuning.compare import Comparison, compare, fit_cluster
+from cardioray.tuning.compare import Comparison, compare, fit_cluster, out_of_fold
 from cardioray.tuning.division import divide
 from cardioray.tuning.settings import AshaConfig, CompareConfig, SearchConfig
 
@@ -159,6 +159,30 @@ def test_the_winner_becomes_a_bundle_scored_on_patients_of_no_fold(
     assert pooled == shards.samples["patient_id"].nunique() - test.nunique()
     for name in ("leaderboard.csv", "leaderboard.json", "leaderboard.html", "plots/roc.png"):
         assert (out / name).stat().st_size > 0
+
+
+def test_what_a_winner_said_out_of_fold_is_read_wherever_the_comparison_lies(
+    comparison: tuple[Comparison, Path], tmp_path: Path
+) -> None:
+    result, out = comparison
+    moved = tmp_path / "moved"
+    for name in ("compare.json", "leaderboard.json"):
+        moved.mkdir(exist_ok=True)
+        (moved / name).write_bytes((out / name).read_bytes())
+    (moved / "trials").symlink_to(out / "trials")
+    table = out_of_fold(str(moved))
+    tested = table[table["split"] == "test"]
+    scored = result.leaderboard.rows[0].entry.predictions
+    scored = scored[scored["split"] == "test"]
+    assert sorted(tested["sample_id"]) == sorted(scored["sample_id"])
+    # None of them a final test patient, whom the bundle's own predictions are of.
+    final = pd.read_parquet(result.bundles[0].path / "predictions.parquet")
+    final = final[final["split"] == "test"]
+    assert not set(tested["patient_id"]) & set(final["patient_id"])
+    record = json.loads((moved / "compare.json").read_text())
+    (moved / "compare.json").write_text(json.dumps(record | {"trials": None}))
+    with pytest.raises(ValueError, match="not finished"):
+        out_of_fold(str(moved))
 
 
 def test_a_second_call_trains_nothing(

@@ -401,6 +401,33 @@ class Comparing:
         return pictures
 
 
+def out_of_fold(place: str) -> pd.DataFrame:
+    """What the winner of a finished comparison says of the test patients of its folds.
+
+    Args:
+        place: folder or prefix of the comparison.
+
+    Raises:
+        ValueError: when it has not come to its end.
+    """
+    record = json.loads(storage.read_bytes(storage.join(place, RECORD)))
+    board = storage.join(place, "leaderboard.json")
+    if record["trials"] is None or not storage.exists(board):
+        raise ValueError(f"{place} holds a comparison that is not finished; run it to its end.")
+    winner = json.loads(storage.read_bytes(board))["winner"]
+    tables = []
+    for trial in (TrialResult(**each) for each in record["trials"]):
+        if trial.backbone != winner:
+            continue
+        # By its name: the comparison may have been moved.
+        folder = storage.join(place, TRIALS, trial.folder.rstrip("/").rsplit("/", 1)[-1])
+        outcome = read_outcome(folder)
+        if outcome is None:
+            raise ValueError(f"{folder} has no predictions; run the comparison to its end.")
+        tables.append(outcome.tables().predictions.assign(fold=trial.fold))
+    return pd.concat(tables, ignore_index=True)
+
+
 def trials_digest(
     run: RunConfig, settings: CompareConfig, dataset_hash: str, folds: Sequence[pd.Series[str]]
 ) -> str:

@@ -28,6 +28,7 @@ from cardioray.tasks.keyframe_ef import EF_TARGET, KeyframeEfTask
 from cardioray.training.outcome import PREDICTIONS
 from cardioray.training.progress import Shown, shown_progress
 from cardioray.training.settings import RunConfig
+from cardioray.tuning.compare import RECORD, out_of_fold
 from cardioray.tuning.division import divide
 from cardioray.tuning.keyframe_heat import heat_in_structures, summary
 from cardioray.tuning.keyframe_plots import write_feature_plots
@@ -71,7 +72,7 @@ def compare_keyframes(
         settings: `folds` and `seed` count; the backbone is that of `run`.
         out: folder or prefix for everything the comparison leaves.
         beside: other models of the same patients: predictions tables (.parquet, .csv), bundles, or
-            comparisons for their winners; as `name=place`, or the place alone.
+            comparisons for what their winners say out of fold; as `name=place`, or the place alone.
         shown: how progress is shown; None for not at all.
 
     Raises:
@@ -118,9 +119,12 @@ def read_beside(text: str, question: BinaryTarget) -> pd.DataFrame:
     if not equals:
         name, place = storage.absolute(text).rstrip("/").rsplit("/", 1)[-1], text
     place = storage.absolute(place)
-    if not place.endswith((".parquet", ".csv")):
-        place = storage.join(storage.absolute(bundle_place(place)), PREDICTIONS)
-    table = read_predictions(place)
+    if storage.exists(storage.join(place, RECORD)):
+        table = out_of_fold(place)
+    elif place.endswith((".parquet", ".csv")):
+        table = read_predictions(place)
+    else:
+        table = read_predictions(storage.join(storage.absolute(bundle_place(place)), PREDICTIONS))
     found = per_study(select_split(check_predictions(table, EF_TARGET), "test"))
     found = found.assign(model=name, value=found["score"], probability=np.nan)
     if "head" in table and (table["head"] == question.name).any():
