@@ -260,6 +260,26 @@ def evaluate(
         str | None,
         typer.Option(help="Score with these shares of pixels made black, too, as 0.1,0.3,0.5."),
     ] = None,
+    prevalence: Annotated[
+        str | None,
+        typer.Option(help="Figures of test sets with these shares of positives, too, as 0.079."),
+    ] = None,
+    subgroup: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="Figures of a subgroup and of everybody else, as --subgroup 'qrs_ms > 120' or "
+            "'sex = F'; may be repeated.",
+        ),
+    ] = None,
+    facts: Annotated[
+        str | None,
+        typer.Option(help="Table with study_id and what subgroups ask about; else the data's."),
+    ] = None,
+    readers: Annotated[
+        str | None,
+        typer.Option(help="Table with study_id and a column of 0 or 1 for each reader."),
+    ] = None,
     patient_from: PatientFrom = None,
     shared_storage: Shared = False,
     runtime: RuntimeName = "torch",
@@ -272,7 +292,9 @@ def evaluate(
     `cardioray evaluate --predictions theirs.csv --task ffr`
     """
     from cardioray.inference.evaluate import evaluate_bundle, evaluate_table
+    from cardioray.inference.further import Further
 
+    further = Further.read(prevalence, subgroup, facts, readers)
     if (bundle is None) == (predictions is None):
         raise ValueError("Give either a bundle (and --data) or --predictions (and --task).")
     if predictions is not None:
@@ -284,7 +306,7 @@ def evaluate(
         if task is None:
             raise ValueError("--predictions needs --task, which says what the labels mean.")
         built = run_config(task, None, settings).task
-        evaluate_table(predictions, built, split=split, out=out, console=console)
+        evaluate_table(predictions, built, split=split, out=out, console=console, further=further)
         return
     refuse_given(context, ["task", "settings"], "a bundle holds its task and its settings")
     if data is None:
@@ -305,6 +327,7 @@ def evaluate(
         runtime=runtime,
         precision=precision,
         noise=shares,
+        further=further,
     )
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
+from typer.testing import CliRunner, Result
 
+from cardioray.cli import app
 from cardioray.evaluation.figures import Resampling
 from cardioray.evaluation.populations import (
     at_prevalence,
@@ -156,3 +161,49 @@ class TestDecisionCurve:
         curve = decision_curve(labels, labels.astype(float))
         np.testing.assert_allclose(curve.model, 0.4)
         assert (curve.everybody <= 0.4).all()
+
+
+class TestCommand:
+    def evaluated(self, folder: Path, *words: str) -> Result:
+        studies = scored()
+        studies.assign(split="test", head="scar", sample_id=studies["study_id"])[
+            ["sample_id", "patient_id", "study_id", "split", "head", "label", "score"]
+        ].to_csv(folder / "theirs.csv", index=False)
+        rng = np.random.default_rng(1)
+        facts = studies[["study_id"]].assign(qrs_ms=rng.normal(105, 20, len(studies)))
+        facts.to_csv(folder / "facts.csv", index=False)
+        readings = studies[["study_id"]].assign(senior=(rng.random(len(studies)) < 0.2).astype(int))
+        readings.to_csv(folder / "readers.csv", index=False)
+        asked = ["evaluate", "--predictions", str(folder / "theirs.csv"), "--task", "ecg", *words]
+        return CliRunner().invoke(app, asked)
+
+    def test_what_else_is_asked_is_printed_and_written(self, tmp_path: Path) -> None:
+        result = self.evaluated(
+            tmp_path,
+            *("--prevalence", "0.079", "--subgroup", "qrs_ms > 120"),
+            *("--facts", str(tmp_path / "facts.csv"), "--readers", str(tmp_path / "readers.csv")),
+            *("--out", str(tmp_path / "out")),
+        )
+        assert result.exit_code == 0, result.output
+        written = json.loads((tmp_path / "out" / "metrics.json").read_text())["further"]["scar"]
+        assert written["prevalence"][0]["prevalence"] == 0.079
+        assert [group["group"] for group in written["subgroups"]][1] == "qrs_ms > 120"
+        assert written["readers"][0]["name"] == "senior"
+        assert (tmp_path / "out" / "plots" / "scar" / "decision.png").is_file()
+        table = pd.read_csv(tmp_path / "out" / "subgroups_scar.csv")
+        assert table["studies"].iloc[1:].sum() == table["studies"].iloc[0]
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["--subgroup", "qrs_ms > 120"], "Subgroups need --facts"),
+            (["--prevalence", "often"], "shares are written as 0.079,0.2"),
+            (["--readers", "theirs.csv"], "does not exist"),
+        ],
+    )
+    def test_what_cannot_be_answered_is_said(
+        self, tmp_path: Path, words: list[str], said: str
+    ) -> None:
+        result = self.evaluated(tmp_path, *words)
+        assert result.exit_code != 0
+        assert said in str(result.exception)

@@ -39,6 +39,7 @@ from cardioray.evaluation.report import (
 from cardioray.evaluation.segment_panels import OUTLINES, write_panels
 from cardioray.evaluation.segment_report import outline_figures, print_outlines
 from cardioray.inference.actors import Loading, Precision, RuntimeName
+from cardioray.inference.further import Further, report_further
 from cardioray.inference.keyframe_scoring import score_heads
 from cardioray.inference.scoring import Scored, score_files
 from cardioray.inference.segment_scoring import PARTS, score_outlines
@@ -66,6 +67,7 @@ def evaluate_bundle(
     runtime: RuntimeName = "torch",
     precision: Precision = "auto",
     noise: Sequence[float] = (),
+    further: Further | None = None,
 ) -> dict[str, Evaluation]:
     """Score a bundle on files, with its own operating point.
 
@@ -87,6 +89,8 @@ def evaluate_bundle(
         precision: "auto" is what the training was set to.
         noise: shares of the pixels that are made black; the headline's AUC or MAE is given for each
             of them beside that of the pictures as they are, as EchoNet-Dynamic does.
+        further: what else is asked; subgroups ask about the columns of the data where they have
+            no table of their own.
 
     Returns:
         Figures by target, of the pictures as they are.
@@ -134,6 +138,18 @@ def evaluate_bundle(
                 rows.append((share, found.per_study.values[headline]))
             _report_noise(rows, target, headline, console, out)
         outlines = _report_outlines(predictor, scored, split, settings["seed"], console, out)
+        if further is not None and further.asked:
+            decided = {
+                target.name: decide(
+                    per_study(select_split(check_predictions(scored.table, target), split)),
+                    predictor.operating_points[target.name],
+                )
+                for target in _present(predictor.task, scored, Console(quiet=True))
+                if target.kind == "binary"
+            }
+            facts = predictor.task.read_manifest(data, patient_from).table
+            facts = facts.assign(study_id=predictor.task.studies(facts))
+            outlines |= _report_further(further, decided, predictor.task, facts, console, out)
     if out is not None:
         about = {
             "model": predictor.bundle.name,
@@ -161,6 +177,7 @@ def evaluate_table(
     split: str = "test",
     out: str | None = None,
     console: Console | None = None,
+    further: Further | None = None,
 ) -> dict[str, Evaluation]:
     """Score a predictions table of any model.
 
@@ -174,6 +191,7 @@ def evaluate_table(
         split: split to score.
         out: folder or prefix for metrics.json, predictions.parquet (with decisions) and plots.
         console: where figures are printed.
+        further: what else is asked.
 
     Returns:
         Figures by target.
@@ -188,6 +206,7 @@ def evaluate_table(
     operating = task.operating
     fitting = FittingSettings(operating.rule, operating.calibration, operating.alpha)
     evaluations, decided = {}, []
+    studies: dict[str, pd.DataFrame] = {}
     for target in targets:
         rows = _as_test(check_predictions(table, target, default_split=split), split)
         result = decide_out_of_fold(rows, target, fitting)
@@ -201,12 +220,35 @@ def evaluate_table(
         )
         evaluations[target.name] = found
         decided.append(result.frames.assign(split=split))
+        if target.kind == "binary":
+            studies[target.name] = result.studies
         print_evaluation(found, console)
         if out is not None:
             _write_table_plots(result, target, storage.join(out, "plots", target.name))
+    about: dict[str, Any] = {"predictions": predictions_path}
+    if further is not None and further.asked:
+        about |= _report_further(further, studies, task, None, console, out)
     if out is not None:
-        _write(out, evaluations, {"predictions": predictions_path}, pd.concat(decided))
+        _write(out, evaluations, about, pd.concat(decided))
     return evaluations
+
+
+def _report_further(
+    further: Further,
+    studies: Mapping[str, pd.DataFrame],
+    task: Task,
+    facts: pd.DataFrame | None,
+    console: Console,
+    out: str | None,
+) -> dict[str, Any]:
+    """What else was asked of yes/no questions; what metrics.json says of it."""
+    if not studies:
+        raise ValueError(
+            f"--prevalence, --subgroup and --readers are about yes/no questions; {task.name} has "
+            "none here."
+        )
+    targets = {target.name: target for target in task.targets if isinstance(target, BinaryTarget)}
+    return {"further": report_further(further, studies, targets, facts, console, out)}
 
 
 def _present(task: Task, scored: Scored, console: Console) -> list[BinaryTarget | RegressionTarget]:

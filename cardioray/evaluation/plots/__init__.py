@@ -17,6 +17,7 @@ from cardioray.evaluation.plots.pictures import GRID_PICTURES, prediction_grid
 from cardioray.evaluation.plots.studies import (
     ScoredModel,
     confusion_plot,
+    decision_plot,
     probability_histogram,
     reliability_plot,
     roc_plot,
@@ -40,6 +41,7 @@ __all__ = [
     "class_counts_plot",
     "confusion_plot",
     "coverage_plot",
+    "decision_plot",
     "error_by_band_plot",
     "feature_correlation_plot",
     "feature_map_plot",

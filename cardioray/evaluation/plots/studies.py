@@ -17,6 +17,7 @@ from cardioray.clinical.calibration import reliability_curve
 from cardioray.evaluation.intervals import Interval, patient_bootstrap
 from cardioray.evaluation.metrics import sensitivity_at
 from cardioray.evaluation.plots.style import BLACK, BLUE, GREY, ORANGE, RED, line_styles, new_figure
+from cardioray.evaluation.readers import DecisionCurve
 
 Floats = NDArray[np.float64]
 
@@ -198,6 +199,26 @@ def threshold_plot(labels: ArrayLike, probabilities: ArrayLike, threshold: float
         ylim=(-0.02, 1.02),
     )
     figure.legend(fontsize=8, loc="outside lower center", ncols=3)
+    return figure
+
+
+def decision_plot(curve: DecisionCurve, positive: str) -> Figure:
+    """Net benefit by threshold probability, beside acting on everybody and on nobody."""
+    figure, axes = new_figure(6.4, 4.6)
+    axes.plot(curve.thresholds, curve.model, color=BLUE, label="by the model")
+    axes.plot(
+        curve.thresholds, curve.everybody, color=RED, linestyle="--", label="acting on everybody"
+    )
+    axes.axhline(0, color=BLACK, linewidth=1, linestyle=":", label="acting on nobody")
+    top = max(float(curve.model.max()), float(curve.everybody.max()), 0.01)
+    axes.set(
+        title="Decision curve",
+        xlabel=f"Probability of {positive} from which one acts",
+        ylabel="Net benefit a study",
+        xlim=(0, 1),
+        ylim=(-0.25 * top, 1.1 * top),
+    )
+    axes.legend(fontsize=8)
     return figure
 
 
