@@ -26,6 +26,9 @@ ServeOptions = Annotated[
 Host = Annotated[str, typer.Option(help="Address to listen on; beyond loopback needs API keys.")]
 Port = Annotated[int, typer.Option(min=1, max=65535)]
 Fast = Annotated[bool, typer.Option("--fast", help="HAProxy in front; see docs/serving.md.")]
+WithPage = Annotated[
+    bool, typer.Option("--page/--no-page", help="The page for browsers at /; see docs/page.md.")
+]
 BundlePath = Annotated[
     str,
     typer.Argument(
@@ -46,18 +49,23 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     fast: Fast = False,
+    page: WithPage = True,
     settings: ServeOptions = None,
 ) -> None:
-    """Serve bundles over HTTP until Ctrl-C, each task at /v1/TASK.
+    """Serve bundles over HTTP until Ctrl-C, each task at /v1/TASK, and a page for all of them at /.
 
     Example: `cardioray serve runs/ffr/bundles/densenet121 --port 8000`
     """
-    from cardioray.serve.deploy import application_settings, serve_bundles
+    from cardioray.serve.deploy import application_settings, page_settings, serve_bundles
     from cardioray.serve.settings import ServerSettings
 
     server = ServerSettings(host=host, port=port, mode="fast" if fast else "default")
-    serving = serve_bundles(application_settings(bundles, settings or ()), server)
+    applications = application_settings(bundles, settings or ())
+    shown = page_settings(applications) if page else None
+    serving = serve_bundles(applications, server, shown)
     try:
+        if serving.page_url:
+            console.print(f"The page for browsers is at {serving.page_url}")
         for task, url in serving.urls.items():
             console.print(f"{task} answers at {url} (docs: {url}/docs)")
         console.print("Ctrl-C stops.")
@@ -75,6 +83,7 @@ def deploy(
     out: Annotated[
         str | None, typer.Option(help="Serve config to write; by default RUNS/serve.yaml.")
     ] = None,
+    page: WithPage = True,
     settings: ServeOptions = None,
 ) -> None:
     """Write a Serve config from a leaderboard and deploy it on the running cluster.
@@ -85,7 +94,13 @@ def deploy(
     """
     from cardioray import storage
     from cardioray.model_store import ranked_bundles
-    from cardioray.serve.deploy import application_settings, deploy_config, write_serve_config
+    from cardioray.serve.deploy import (
+        application_settings,
+        deploy_config,
+        page_settings,
+        write_serve_config,
+    )
+    from cardioray.serve.serve_file import PAGE
     from cardioray.serve.settings import ServerSettings
 
     paths = ranked_bundles(runs)
@@ -96,8 +111,12 @@ def deploy(
         )
     applications = application_settings(paths[:top], settings or ())
     server = ServerSettings(host=host, port=port)
-    config_file = write_serve_config(applications, out or storage.join(runs, "serve.yaml"), server)
-    for task, url in deploy_config(config_file).items():
+    shown = page_settings(applications) if page else None
+    file = write_serve_config(applications, out or storage.join(runs, "serve.yaml"), server, shown)
+    urls = deploy_config(file)
+    if page_url := urls.pop(PAGE, None):
+        console.print(f"The page for browsers is at {page_url}")
+    for task, url in urls.items():
         console.print(f"{task} answers at {url}")
 
 

@@ -42,6 +42,7 @@ def samples() -> Path:
 # to start, and what its own processes take while it is there, is 25 s of a core.
 GROUPS = {
     "test_echo_training": "training",
+    "test_ecg_bundle": "training",
     "test_export": "training",
     "test_interrupt": "training",
     "test_keyframe_answers": "training",
@@ -62,6 +63,7 @@ GROUPS = {
     "test_tuning": "training",
     "test_demo": "training",
     "test_inference": "serving",
+    "test_page": "serving",
     "test_serve_cluster": "serving",
     "test_serve_echo": "serving",
     "test_serve_fast": "serving",
@@ -110,12 +112,20 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 def pytest_runtest_makereport(
     item: pytest.Function, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """With CARDIORAY_REQUIRE_SAMPLES=1, a skipped test that needs the samples is a failure."""
+    """A skip for want of what CI has is a failure there.
+
+    Samples where CARDIORAY_REQUIRE_SAMPLES is 1, a browser where CARDIORAY_REQUIRE_BROWSER is 1.
+    """
     report = yield
     needs_samples = "samples" in item.fixturenames or item.get_closest_marker("samples")
-    if report.skipped and needs_samples and os.environ.get("CARDIORAY_REQUIRE_SAMPLES") == "1":
-        report.outcome = "failed"
-        report.longrepr = f"skipped, though CARDIORAY_REQUIRE_SAMPLES=1: {call.excinfo}"
+    needs = {
+        "CARDIORAY_REQUIRE_SAMPLES": needs_samples,
+        "CARDIORAY_REQUIRE_BROWSER": "browser" in item.fixturenames,
+    }
+    for variable, needed in needs.items():
+        if report.skipped and needed and os.environ.get(variable) == "1":
+            report.outcome = "failed"
+            report.longrepr = f"skipped, though {variable}=1: {call.excinfo}"
     return report
 
 

@@ -192,6 +192,10 @@ def test_jobs_make_a_model_that_serve_run_and_serve_deploy_bring_to_answer(
     best = ["cardioray", "deploy", runs, "--top", "2", "--port", str(httpx.URL(url).port)]
     deployed = ray_head.call(*best)
     assert f"ffr answers at {url}" in deployed.stdout, deployed.stdout + deployed.stderr
+    page = str(httpx.URL(url).join("/"))
+    assert f"The page for browsers is at {page}" in deployed.stdout
+    [told] = httpx.get(f"{page}api/tasks", timeout=60).json()
+    assert (told["task"], len(told["models"])) == ("ffr", 2)
     assert answer_of(url, pictures[0])["model"] == "test_resnet"
     assert answer_of(f"{url}?model=second", pictures[0])["model"] == "second"
 

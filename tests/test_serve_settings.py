@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,18 @@ from starlette.types import Message, Receive, Scope, Send
 from cardioray import config
 from cardioray.serve.app import build
 from cardioray.serve.auth import KeyRing, hash_key, new_key, read_keys, require_keys
-from cardioray.serve.deploy import serve_bundles, write_serve_config
+from cardioray.serve.deploy import page_settings, serve_bundles, write_serve_config
 from cardioray.serve.haproxy_guard import keep_on_loopback, wide_binds
+from cardioray.serve.page_app import build_page
 from cardioray.serve.proxy import MAX_BODY, ProxyGuard, request_id_from
-from cardioray.serve.serve_file import check_serve_file
-from cardioray.serve.settings import NamedBundle, ServerSettings, ServeSettings, is_loopback
+from cardioray.serve.serve_file import PAGE, check_serve_file
+from cardioray.serve.settings import (
+    NamedBundle,
+    PageSettings,
+    ServerSettings,
+    ServeSettings,
+    is_loopback,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 FFR_YAML = ROOT / "serve_configs" / "ffr.yaml"
@@ -224,6 +233,9 @@ def test_the_shipped_config_serves_what_the_demo_leaves(
             r"deployments.0.ray_actor_options.num_cpu: Unknown key",
         ),
         ("applications.0.deployments", [{"name": "Answer"}], "Did you mean 'Answerer'"),
+        ("applications.1.route_prefix", "/page", "the page is served at /"),
+        ("applications.1.args", {"max_byte": 1}, "Did you mean 'max_bytes'"),
+        ("applications.1.deployments", [{"name": "Answerer"}], "Known: Page"),
         ("http_options.port", "many", "http_options.port"),
     ],
 )
@@ -243,6 +255,50 @@ def test_a_written_config_file_says_the_same(tmp_path: Path) -> None:
     assert schema.http_options.port == 8123
     assert schema.http_options.host == "127.0.0.1"
     assert config.parse(ServeSettings, schema.applications[0].args) == wanted
+
+
+# The page
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "serve_configs").glob("*.yaml")), ids=lambda f: f.stem
+)
+def test_every_shipped_config_has_the_page_last(file: Path) -> None:
+    *tasks, page = check_serve_file(str(file)).applications
+    assert tasks
+    assert all(task.route_prefix.startswith("/v1/") for task in tasks)
+    assert (page.name, page.route_prefix) == (PAGE, "/")
+
+
+def test_a_config_file_is_written_with_the_page_or_without(tmp_path: Path) -> None:
+    file = str(tmp_path / "serve.yaml")
+    write_serve_config([settings()], file, page=PageSettings(max_bytes=5))
+    _, page = check_serve_file(file).applications
+    assert page.args == {"max_bytes": 5}
+    write_serve_config([settings()], file)
+    assert len(check_serve_file(file).applications) == 1
+
+
+def test_one_key_opens_the_page_and_the_tasks() -> None:
+    one, other = settings(api_keys_file="one"), settings(task="image", api_keys_file="other")
+    assert page_settings([one, one]).api_keys_file == "one"
+    assert page_settings([settings()]).api_keys_file is None
+    with pytest.raises(ValueError, match="different api_keys_file"):
+        page_settings([one, other])
+
+
+def test_the_page_takes_no_core_and_settings_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEYS", "/keys")
+    deployment = build_page({"api_keys_file": "${KEYS}/hashes"})._bound_deployment
+    assert deployment.ray_actor_options["num_cpus"] == 0
+    assert deployment.init_args[0]["api_keys_file"] == "/keys/hashes"
+    with pytest.raises(ValueError, match="Did you mean 'upload_s'"):
+        build_page({"uploads": 1})
+
+
+def test_the_page_loads_no_network() -> None:
+    code = "import cardioray.serve.page_app, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 # HAProxy

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cardioray.data.ecg_columns import (
+    CLEAR,
     Columns,
+    Signs,
     Span,
     agreement,
     boundary_signs,
@@ -19,9 +21,11 @@ from cardioray.data.ecg_rows import Curve, Pulse
 from cardioray.data.frames import UInt8Image, UnreadableImage
 
 # Limb leads obey Einthoven and Goldberger better than this where a page is read well.
-_AGREES = 0.6
-# Signs at the ends of columns, mean in standard deviations, that are more than chance.
-_CLEAR = 3.0
+_AGREES = 0.75
+# Where they obey so well, columns are where they are thought to be.
+_CERTAIN = 0.9
+# How much better Cabrera's order has to obey them.
+RARE = 0.12
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +58,7 @@ def arrange(
     """
     candidates = []
     names = LAYOUTS.names() if layout == "auto" else [layout]
-    signs: dict[int, NDArray[np.float64]] = {}
+    signs: dict[int, Signs] = {}
     for name in names:
         known = LAYOUTS.get(name)
         if known.rows + len(known.rhythm) != len(curves):
@@ -79,27 +83,29 @@ def arrange(
                 else f"known are {', '.join(LAYOUTS.names())}."
             )
         )
-    best = max(candidates, key=lambda candidate: _worth(candidate[1], candidate[2]))
+    best = max(candidates, key=lambda candidate: _worth(*candidate))
     known, columns, agrees = best
     notes = []
-    if layout == "auto":
+    if layout == "auto" and agrees < _CERTAIN:
         _refuse_other_columns(signs[known.rows], known, columns, span, px_per_mm, mm_per_s)
     if agrees < _AGREES:
         notes.append(
             f"The limb leads obey Einthoven's and Goldberger's laws by {agrees:.2f} of 1 only, so "
             f"that the layout {known.name} is not certain."
         )
-    if len(known.columns) > 1 and columns.evidence < _CLEAR:
+    if len(known.columns) > 1 and columns.evidence < CLEAR:
         notes.append("Nothing shows where the columns of leads end; equal ones are assumed.")
     return Arrangement(known, columns, tuple(notes))
 
 
-def _worth(columns: Columns, agrees: float) -> float:
-    return 10 * max(agrees, -1.0) + min(columns.evidence, 8.0)
+def _worth(layout: EcgLayout, columns: Columns, agrees: float) -> float:
+    """What speaks for an arrangement; Cabrera's order is rare, and has to be clearly better."""
+    rare = RARE if layout.is_cabrera else 0.0
+    return 10 * (max(agrees, -1.0) - rare) + min(columns.evidence, 8.0)
 
 
 def _refuse_other_columns(
-    signs: NDArray[np.float64],
+    signs: Signs,
     known: EcgLayout,
     columns: Columns,
     span: Span,
@@ -111,7 +117,7 @@ def _refuse_other_columns(
         if count % len(known.columns) == 0 or len(known.columns) % count == 0:
             continue
         other = fit_columns(signs, count, span, px_per_mm, PAGE_SECONDS * mm_per_s / count)
-        if other.evidence > max(columns.evidence, _CLEAR) and other.score > columns.score + 3:
+        if other.evidence > max(columns.evidence, CLEAR) and other.score > columns.score + 3:
             raise UnreadableImage(
                 f"{known.rows} rows of leads in {count} columns were seen; known are "
                 f"{', '.join(LAYOUTS.names())}. Set the layout if it is one of these."

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cardioray.data.ecg_grid import Floats
+from cardioray.data.ecg_flat import Floats, transform
 from cardioray.data.ecg_leads import LEADS
 from cardioray.data.ecg_result import EcgPage
 from cardioray.data.ecg_rows import Curve
@@ -95,8 +95,13 @@ def tile_to_page(page: EcgPage, lead: str, size: int = CANONICAL_PX) -> Floats:
 
 
 def to_original(page: EcgPage, lead: str, size: int = CANONICAL_PX) -> Floats:
-    """From px of a lead's tile to px of the picture that was read, (3, 3)."""
-    result: Floats = np.linalg.inv(page.homography) @ tile_to_page(page, lead, size)
+    """From px of a lead's tile to px of the picture that was read, (3, 3); right at its corners."""
+    wide, high = _tile(size)
+    corners = np.array([[0, 0], [wide, 0], [wide, high], [0, high]], float)
+    seen = page.mapped.to_picture(transform(tile_to_page(page, lead, size), corners))
+    result: Floats = cv2.getPerspectiveTransform(
+        corners.astype(np.float32), seen.astype(np.float32)
+    )
     return result
 
 

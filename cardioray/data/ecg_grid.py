@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates, maximum_filter1d, uniform_filter1d
 from scipy.optimize import least_squares
 
+from cardioray.data.ecg_flat import Bend, Floats, bend_slopes, jacobian, transform
 from cardioray.data.frames import UInt8Image
-
-Floats = NDArray[np.float64]
 
 # The grid is looked for in a picture whose longer side has at most so many px: a page of 280 mm
 # then has 5.7 px per mm.
@@ -26,11 +25,16 @@ _WORKING_SIDE = 1600
 # Px that 5 mm may take in it. A page of twelve leads is more than 130 mm wide.
 _PERIODS = np.geomspace(6.0, 60.0, 400)
 _HARMONICS = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
-_ANGLES = np.arange(-45.0, 45.0, 0.5)
+_ANGLES = np.arange(-30.0, 30.5, 0.5)
+_TILT_COST = 0.01
 # Least score that is a grid. Real pages have 1.2 or more, pictures of other things 0.7 or less.
 _LEAST_SCORE = 0.9
+_LEAST_OF_ONE = 0.2  # in either direction
 # Share of the tiles that the fitted homography has to explain within 3 % of the period.
-_LEAST_EXPLAINED = 0.3
+_LEAST_EXPLAINED = 0.38
+# Paper is bent when that moves something by so many mm, and more of the tiles then agree within a
+# change of .01 mm per mm: so many more, and so many in all. Folded paper is left as it is.
+_LEAST_BEND_MM, _BETTER, _LEAST_SHARE, _CLOSE = 0.3, 0.05, 0.63, 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +42,10 @@ class EcgGrid:
     """Where the millimetres of the paper lie in a picture.
 
     Attributes:
-        homography: from px of the picture (x, y, 1) to mm on the paper, (3, 3). Its origin is any
-            point of the paper; its axes are those of the grid that are the nearest to the
-            picture's.
+        homography: from px of the picture (x, y, 1) to mm on the paper, (3, 3), as if it were flat.
+            Its origin is any point of the paper; its axes are those of the grid that are the
+            nearest to the picture's.
+        bend: how the paper differs from a flat one; None where it does not.
         px_per_mm: px of the picture that a millimetre takes in its middle.
         score: how far the comb stands out of the spectrum, in nats.
         explained: share of the tiles whose own grid agrees with the homography.
@@ -48,6 +53,7 @@ class EcgGrid:
     """
 
     homography: Floats
+    bend: Bend | None
     px_per_mm: float
     score: float
     explained: float
@@ -86,6 +92,7 @@ def find_grid(picture: UInt8Image) -> EcgGrid | None:
     local = jacobian(homography, middle)
     return EcgGrid(
         homography,
+        _find_bend(waves, np.diag([5.0, 5.0, 1.0]) @ fitted),
         float(1 / np.sqrt(abs(np.linalg.det(local)))),
         score,
         explained,
@@ -93,68 +100,44 @@ def find_grid(picture: UInt8Image) -> EcgGrid | None:
     )
 
 
-def rectify(picture: UInt8Image, homography: Floats, px_per_mm: float) -> tuple[UInt8Image, Floats]:
-    """Lay the paper flat.
+def _find_bend(waves: _Waves, homography: Floats) -> Bend | None:
+    """The bend that explains what waves of tiles the homography leaves over.
 
     Args:
-        picture: (H, W) or (H, W, 3).
-        homography: from its px to mm.
-        px_per_mm: resolution of the result.
-
-    Returns:
-        The paper, everything outside the picture white, and the homography from px of the picture
-        to px of it.
-
-    Raises:
-        ValueError: when the homography sends a corner of the picture to infinity.
+        waves: of tiles.
+        homography: from px of the picture of the tiles to mm.
     """
-    height, width = picture.shape[:2]
-    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], float)
-    depth = corners @ homography[2, :2] + homography[2, 2]
-    if depth.min() <= 0.1 * depth.max():
-        raise ValueError("The page is seen at too flat an angle to be laid flat.")
-    flat = transform(homography, corners)
-    low, high = flat.min(axis=0), flat.max(axis=0)
-    size = np.ceil((high - low) * px_per_mm).astype(int)
-    shift = np.array(
-        [[px_per_mm, 0, -low[0] * px_per_mm], [0, px_per_mm, -low[1] * px_per_mm], [0, 0, 1]]
-    )
-    to_page = shift @ homography
-    scale = px_per_mm * float(np.sqrt(abs(np.linalg.det(jacobian(homography, corners.mean(0))))))
-    source, to_source = picture, np.eye(3)
-    if scale < 0.7:  # averaged before, or thin lines would fall between samples
-        smaller = (max(1, round(width * scale)), max(1, round(height * scale)))
-        source = cv2.resize(picture, smaller, interpolation=cv2.INTER_AREA)
-        # Centres of pixels lie at integers: (x + 0.5) * s - 0.5.
-        across, down = smaller[0] / width, smaller[1] / height
-        to_source = np.array([[across, 0, across / 2 - 0.5], [0, down, down / 2 - 0.5], [0, 0, 1]])
-    page = cv2.warpPerspective(
-        source,
-        to_page @ np.linalg.inv(to_source),
-        (int(size[0]), int(size[1])),
-        flags=cv2.INTER_LINEAR if scale < 2 else cv2.INTER_CUBIC,
-        borderMode=cv2.BORDER_CONSTANT,
-        borderValue=(255, 255, 255),
-    )
-    return page, to_page
-
-
-def transform(homography: Floats, points: NDArray[np.floating]) -> Floats:
-    """Points (..., 2) moved by a homography."""
-    moved = np.asarray(points, float) @ homography[:, :2].T + homography[:, 2]
-    result: Floats = moved[..., :2] / moved[..., 2:]
-    return result
-
-
-def jacobian(homography: Floats, point: Floats) -> Floats:
-    """How far the image of a point moves for a step of 1 px, (2, 2): rows are x and y of it."""
-    x, y = point
-    u, v, w = homography @ np.array([x, y, 1.0])
-    rows = [
-        (homography[0, :2] * w - u * homography[2, :2]) / w**2,
-        (homography[1, :2] * w - v * homography[2, :2]) / w**2,
-    ]
-    return np.array(rows)
+    places = transform(homography, waves.places)
+    low, high = places.min(axis=0), places.max(axis=0)
+    middle, reach = (low + high) / 2, np.maximum((high - low) / 2, 1.0)
+    slopes = bend_slopes((places - middle) / reach) / reach[:, None]
+    # Gradients of the paper's coordinates by px, and what they should be.
+    local = np.array([jacobian(homography, place) for place in waves.places])
+    coefficients, left_over, before = [], [], []
+    for number, mine in enumerate((waves.across, ~waves.across)):
+        wanted = 5 * waves.vectors[mine] - local[mine][:, number]
+        # By mm instead of px: the rows of the inverse.
+        turned = np.einsum("nji,nj->ni", np.linalg.inv(local[mine]), wanted)
+        table, values = slopes[mine].reshape(-1, 9), turned.ravel()
+        quality = np.repeat(np.clip(waves.quality[mine] / 4 - 0.5, 0.05, 2.0), 2)
+        weights = quality.copy()
+        solution = np.zeros(9)
+        for _ in range(12):  # reweighted: tiles of text and curves say something else
+            scaled = table * weights[:, None]
+            ridge = 0.02 * float((scaled**2).sum()) / 9 * np.eye(9)
+            solution = np.linalg.solve(scaled.T @ table + ridge * 0.02, scaled.T @ values)
+            misses = np.abs(values - table @ solution)
+            weights = quality / np.maximum(1, (misses / _CLOSE) ** 2)
+        coefficients.append(solution)
+        left_over.append(misses < _CLOSE)
+        before.append(np.abs(values) < _CLOSE)
+    bend = Bend(np.array(coefficients), middle, reach)
+    sides = np.stack(np.meshgrid(*np.linspace(low, high, 5).T), axis=-1)
+    largest = float(np.abs(bend.offsets(sides) - bend.offsets(sides).mean(axis=(0, 1))).max())
+    share = float(np.concatenate(left_over).mean())
+    better = share - float(np.concatenate(before).mean())
+    told = largest > _LEAST_BEND_MM and better > _BETTER and share > _LEAST_SHARE
+    return bend if told else None
 
 
 def _darkness(picture: UInt8Image) -> NDArray[np.float32]:
@@ -208,23 +191,33 @@ def _comb(spectrum: NDArray[np.float32]) -> tuple[float, float, float]:
         # Perspective spreads the peaks over a few degrees.
         rays = maximum_filter1d(rays, 7, axis=0)
         around = uniform_filter1d(rays, 31, axis=1, mode="reflect")
-        profiles.append(np.log(np.maximum(rays / np.maximum(around, 1e-6), 1e-2)))
-    both = profiles[0] + profiles[1]
+        # Where lines run in one direction only, the other has nothing above this.
+        floor = 0.003 * float(spectrum.max()) + 1e-6
+        profiles.append(np.log((rays + floor) / (around + floor)))
     best = (-np.inf, 0.0, 0.0)
     for period in _PERIODS:
         on = size / period * _HARMONICS
         if on[0] < 2 or on[1] > half - 3:
             continue
         on = on[on < half - 3]
-        between = on - size / period / 2
-        rise = _at(both, on).sum(axis=1) / len(_HARMONICS) - _at(both, between).mean(axis=1)
-        if len(on) == len(_HARMONICS):  # the lines of 1 mm
-            rise = rise + 0.5 * _at(both, on[4:]).mean(axis=1)
-        rise = rise - 0.002 * np.abs(_ANGLES)  # between equals the smaller tilt
-        number = int(np.argmax(rise))
-        if rise[number] > best[0]:
-            best = (float(rise[number]), float(period), float(_ANGLES[number]))
+        rises = [_rise(profile, on, size / period) for profile in profiles]
+        # A lattice is periodic along its diagonals as well: the smaller tilt is likelier.
+        score = (rises[0] + rises[1]) * (1 - _TILT_COST * np.abs(_ANGLES))
+        # Lines in one direction alone are no grid.
+        score[np.minimum(*rises) < _LEAST_OF_ONE] = 0
+        number = int(np.argmax(score))
+        if score[number] > best[0]:
+            best = (float(score[number]), float(period), float(_ANGLES[number]))
     return best
+
+
+def _rise(profiles: Floats, on: Floats, step: float) -> Floats:
+    """How far harmonics rise over what lies between them, for each angle, in nats."""
+    between = _at(profiles, on - step / 2).mean(axis=1)
+    rise: Floats = _at(profiles, on).sum(axis=1) / len(_HARMONICS) - between
+    if len(on) == len(_HARMONICS):  # the lines of 1 mm
+        rise += 0.5 * _at(profiles, on[4:])[:, 0]
+    return rise
 
 
 def _at(profiles: Floats, places: Floats) -> Floats:

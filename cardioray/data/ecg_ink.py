@@ -16,6 +16,12 @@ Plane = NDArray[np.float32]
 _DOWN_MM, _ACROSS_MM = 17, 21
 # Share of a page that is taken for its ink when the ink's colour is measured.
 _INK_SHARE = 0.006
+# Straight lines of this length are a frame around the curves.
+_FRAME_ACROSS_MM, _FRAME_DOWN_MM = 110.0, 60.0
+_THICK_MM = 2.5
+_BORDER_MM = 6.0  # a table beside the page comes so near to the end of the picture
+_DIM = 36  # of 255
+_COARSE = 4.0  # px per mm at which they are looked for
 _NOISE = 0.03  # absorption that is paper, whatever its colour
 
 
@@ -44,7 +50,47 @@ def find_ink(page: UInt8Image, valid: NDArray[np.bool_], px_per_mm: float) -> UI
         return np.zeros(valid.shape, np.uint8)
     level = max(float(np.quantile(dark, 1 - _INK_SHARE)), 2 * _NOISE)
     ink: UInt8Image = np.clip(plane * (255 / level), 0, 255).astype(np.uint8)
+    ink[_no_strokes(ink, valid, px_per_mm)] = 0
     return ink
+
+
+def _no_strokes(ink: UInt8Image, valid: NDArray[np.bool_], px_per_mm: float) -> NDArray[np.bool_]:
+    """Where straight lines are that are too long for a curve, and surfaces too thick for a pen.
+
+    Those are frames, the paper's edges on a darker table, and pictures.
+    """
+    scale = _COARSE / px_per_mm
+    height, width = ink.shape
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = cv2.resize(ink, size, interpolation=cv2.INTER_AREA)
+    dark = (small > 80).astype(np.uint8)
+    down = _straight(dark, (round(_FRAME_DOWN_MM * _COARSE), 1))
+    across = _straight(dark, (1, round(_FRAME_ACROSS_MM * _COARSE)))
+    # A lead that is off is a straight line as well; a frame has corners.
+    near = cv2.dilate(down, np.ones((17, 17), np.uint8))
+    count, labels, boxes, _ = cv2.connectedComponentsWithStats(across)
+    of_frame = np.zeros(count, np.uint8)
+    for number in range(1, count):
+        left, top, wide, high = boxes[number, :4]
+        ends = (near[top : top + high, x].any() for x in (left, left + wide - 1))
+        of_frame[number] = all(ends)
+    found = down | of_frame[labels]
+    wider = cv2.dilate(found, np.ones((3, 3), np.uint8))
+    thick = np.ones((round(_THICK_MM * _COARSE), round(_THICK_MM * _COARSE)), np.uint8)
+    dim = (small > _DIM).astype(np.uint8)
+    surfaces = cv2.morphologyEx(dim, cv2.MORPH_OPEN, thick, borderValue=0)
+    # A curve with a strong tremor is thick as well, but stands within the page.
+    room = 2 * round(_BORDER_MM * _COARSE) + 1
+    shown = cv2.resize(valid.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    inner = cv2.erode(shown, np.ones((room, room), np.uint8), borderValue=0)
+    _, parts = cv2.connectedComponents(surfaces)
+    outer = np.unique(parts[(inner == 0) & (surfaces > 0)])
+    table = (np.isin(parts, outer) & (surfaces > 0)).astype(np.uint8)
+    wider |= cv2.dilate(table, np.ones((15, 15), np.uint8))
+    mask: NDArray[np.bool_] = (
+        cv2.resize(wider, (width, height), interpolation=cv2.INTER_NEAREST) > 0
+    )
+    return mask
 
 
 def _absorption(page: UInt8Image, valid: NDArray[np.bool_], px_per_mm: float) -> Plane:
@@ -73,25 +119,36 @@ def _absorption(page: UInt8Image, valid: NDArray[np.bool_], px_per_mm: float) ->
     return absorbed
 
 
+def _straight(dark: UInt8Image, shape: tuple[int, int]) -> UInt8Image:
+    """Lines at least as long as a kernel of 1 px width."""
+    if shape[0] >= dark.shape[0] or shape[1] >= dark.shape[1]:
+        return np.zeros_like(dark)
+    lines: UInt8Image = cv2.morphologyEx(
+        dark, cv2.MORPH_OPEN, np.ones(shape, np.uint8), borderValue=0
+    )
+    return lines
+
+
 def _stand_out(absorbed: Plane, valid: NDArray[np.bool_]) -> Plane:
     """The weighted sum of channels in which ink is 1 and the rest the smallest, (H, W)."""
     if absorbed.shape[2] == 1:
         return np.ascontiguousarray(absorbed[..., 0])
-    least: Plane = absorbed.min(axis=2)
-    pixels = least[valid]
-    if pixels.size == 0:
-        return least
-    level = max(float(np.quantile(pixels[::7], 1 - _INK_SHARE)), _NOISE)
-    inked = least >= level
-    ink = absorbed[inked].mean(axis=0, dtype=np.float64)
-    near = cv2.dilate((least > 0.4 * level).astype(np.uint8), np.ones((3, 3), np.uint8))
-    others = absorbed[(near == 0) & valid][::5].astype(np.float64)
-    if len(others) < 100:
-        return least
-    noise = others.T @ others / len(others) + _NOISE**2 * np.eye(3)
+    # Colours are measured in each third px of each third line.
+    some, known = absorbed[::3, ::3], valid[::3, ::3]
+    least = some.min(axis=2)
+    if not known.any():
+        return np.zeros(valid.shape, np.float32)
+    level = max(float(np.quantile(least[known], 1 - _INK_SHARE)), _NOISE)
+    inked = known & (least >= level)
+    others = some[known & (cv2.dilate(least, np.ones((3, 3), np.uint8)) < 0.4 * level)]
+    if len(others) < 100 or not inked.any():
+        return np.ascontiguousarray(absorbed.min(axis=2))
+    ink = some[inked].mean(axis=0, dtype=np.float64)
+    spread = others.astype(np.float64)
+    noise = spread.T @ spread / len(spread) + _NOISE**2 * np.eye(3)
     weights = np.linalg.solve(noise, ink)
-    weights /= weights @ ink
-    plane: Plane = (absorbed @ weights.astype(np.float32)) * np.float32(ink.mean())
+    weights *= ink.mean() / (weights @ ink)
+    plane: Plane = cv2.transform(absorbed, weights.astype(np.float32)[None])
     return plane
 
 

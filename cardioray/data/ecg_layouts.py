@@ -100,6 +100,18 @@ def read_chart(clinical_features: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
+def chart_of_row(row: Mapping[str, Any]) -> dict[str, float]:
+    """What a row of a table says of the patient, by the names of `CHART`.
+
+    Raises:
+        ValueError: for an impossible value.
+    """
+    plain = {str(name).strip().lower().replace(" ", "_"): name for name in row}
+    own = {_ALIASES.get(small, small): name for small, name in plain.items()}
+    known = {name: row[own[name]] for name in CHART if name in own}
+    return read_chart({name: value for name, value in known.items() if not pd.isna(value)})
+
+
 def _table_of(data: str) -> str | None:
     """The table to read, None for a folder of classes."""
     if storage.exists(data) and data.rpartition(".")[2].lower() in ("csv", "xlsx", "parquet"):
@@ -222,9 +234,8 @@ def _flags(column: pd.Series) -> NDArray[np.float64]:
     wrong = given.to_numpy(bool) & np.isnan(flags)
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
-        raise ValueError(
-            f"row {row + 1}: {column.name}={str(column.iloc[row])!r} is neither 0 or no nor 1 or yes."
-        )
+        said = str(column.iloc[row])
+        raise ValueError(f"row {row + 1}: {column.name}={said!r} is neither 0 or no nor 1 or yes.")
     return flags
 
 

@@ -45,6 +45,11 @@ class EcgLayout:
         """How long each lead is shown."""
         return PAGE_SECONDS / len(self.columns)
 
+    @property
+    def is_cabrera(self) -> bool:
+        """Whether limb leads stand in Cabrera's order, with -aVR."""
+        return any("-aVR" in column for column in self.columns)
+
     def place(self, lead: str) -> tuple[int, int]:
         """Row and column of a lead."""
         for number, column in enumerate(self.columns):

@@ -11,16 +11,24 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cardioray.config import config
-from cardioray.data.ecg_arrangement import Arrangement, arrange, find_span
+from cardioray.data.ecg_arrangement import RARE, Arrangement, arrange, find_span
 from cardioray.data.ecg_canonical import CANONICAL_PX, canonical, over_original, to_original
 from cardioray.data.ecg_columns import Columns, agreement
+from cardioray.data.ecg_flat import Floats, PageMap, rectify
 from cardioray.data.ecg_formats import FORMATS, PageFormat
-from cardioray.data.ecg_grid import Floats, rectify
 from cardioray.data.ecg_ink import find_ink
 from cardioray.data.ecg_leads import LEADS, EcgSignals
 from cardioray.data.ecg_paper import LeadBox
 from cardioray.data.ecg_result import EcgPage, GainSource
-from cardioray.data.ecg_rows import Curve, Pulse, Row, find_pulses, find_rows, trace_rows
+from cardioray.data.ecg_rows import (
+    Curve,
+    Pulse,
+    Row,
+    find_pulses,
+    find_rows,
+    trace_rows,
+    without_marks,
+)
 from cardioray.data.ecg_scale import PaperScale, find_scale
 from cardioray.data.ecg_trace import as_plane, covered, follow
 from cardioray.data.frames import UInt8Image, UnreadableImage
@@ -37,9 +45,15 @@ __all__ = [
 
 _RATE_HZ = 500.0
 _MM_PER_INCH = 25.4
-# Gains that recorders have, mm/mV; a pulse within 12 % of one is that one.
+# Gains that recorders have, mm/mV. A pulse within 25 % of one is that one: next to a pulse, the
+# curve does not always begin at the height of its foot.
 _GAINS = np.array([2.5, 5.0, 10.0, 20.0, 40.0])
 _GAIN_MM_PER_MV = 10.0
+# Pages whose limb leads agree less than this may stand upside down, or lie on their side; another
+# way up has to be better by so much.
+_SURE, _SIDEWAYS, _CLEARLY = 0.85, 0.4, 0.15
+# Where they agree less than this, a line of text or the paper's edge may have been taken for a row.
+_DOUBTFUL = 0.75
 
 
 @config
@@ -82,39 +96,93 @@ def read_page(picture: UInt8Image, settings: PageSettings | None = None) -> EcgP
         return _read_format(picture, FORMATS.get(settings.format), settings)
     scale = find_scale(picture, settings.scan_dpi)
     flat = _flatten(picture, scale, settings.px_per_mm)
+    read = _interpret(flat, settings)
+    if not isinstance(read, _Read) or read.agreement < _SIDEWAYS:
+        read = _better(read, _interpret(_on_its_side(picture, settings), settings))
+    if isinstance(read, _Read):
+        return _finish(read, settings)
+    if settings.unknown_layout == "as_is" and len(flat.rows) >= 3:
+        curves = trace_rows(flat.ink, flat.rows, settings.px_per_mm)
+        return _without_leads(flat, curves, settings, str(read))
+    raise read
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """One way to understand a page, and how well the limb leads then agree."""
+
+    flat: _Flat
+    curves: list[Curve]
+    pulses: list[Pulse | None]
+    arrangement: Arrangement
+    agreement: float
+
+    @property
+    def worth(self) -> float:
+        """The agreement, less for what is rare."""
+        return self.agreement - (RARE if self.arrangement.layout.is_cabrera else 0.0)
+
+
+def _interpret(flat: _Flat, settings: PageSettings) -> _Read | UnreadableImage:
+    """A page as it lies or turned upside down, or why it cannot be understood."""
     if len(flat.rows) < 3:
-        side = cv2.rotate(picture, cv2.ROTATE_90_CLOCKWISE)
-        turn = np.array([[0.0, -1.0, picture.shape[0] - 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-        turned = replace(
-            scale,
-            homography=_upright_axes(scale.homography @ np.linalg.inv(turn)),
-            said=scale.said + " The page lies on its side and was turned.",
-        )
-        other = _flatten(side, turned, settings.px_per_mm)
-        if len(other.rows) > len(flat.rows):
-            flat = replace(other, to_page=other.to_page @ turn)
-    if len(flat.rows) < 3:
-        raise UnreadableImage(
+        return UnreadableImage(
             f"This is no picture of an ECG: {len(flat.rows)} of the 3 or more curves that an ECG "
             "has go over the page."
         )
-    curves = trace_rows(flat.ink, flat.rows, settings.px_per_mm)
-    pulses = find_pulses(curves, settings.px_per_mm)
-    heights = [pulse.height for pulse in pulses if pulse is not None]
-    if len(heights) >= 2 and np.median(heights) < 0:
-        flat = _upside_down(flat)
-        curves = trace_rows(flat.ink, flat.rows, settings.px_per_mm)
-        pulses = find_pulses(curves, settings.px_per_mm)
-    span = find_span(curves, pulses, flat.valid, settings.px_per_mm)
+    read = _as_it_lies(flat, settings)
+    pulses = [pulse for pulse in read.pulses if pulse] if isinstance(read, _Read) else []
+    # Pulses point upwards. Without any, the limb leads tell, where they do so clearly.
+    if isinstance(read, _Read) and (read.worth >= _SURE or any(p.height > 0 for p in pulses)):
+        return read
+    return _better(read, _as_it_lies(_upside_down(flat), settings), 0.0 if pulses else _CLEARLY)
+
+
+def _better(
+    one: _Read | UnreadableImage, other: _Read | UnreadableImage, by: float = _CLEARLY
+) -> _Read | UnreadableImage:
+    if isinstance(other, _Read) and not isinstance(one, _Read):
+        return other
+    if isinstance(one, _Read) and isinstance(other, _Read):
+        surer = other.worth > one.worth + by and (by == 0 or other.worth >= _SURE)
+        return other if surer else one
+    return one
+
+
+def _as_it_lies(flat: _Flat, settings: PageSettings) -> _Read | UnreadableImage:
+    """A page this way up; where the limb leads disagree, without its first or its last row."""
+    read = _with_rows(flat, settings)
+    if isinstance(read, _Read) and read.agreement >= _DOUBTFUL:
+        return read
+    for first, beyond in ((1, 0), (0, 1), (1, 1)):
+        rows = flat.rows[first : len(flat.rows) - beyond]
+        fewer = _with_rows(replace(flat, rows=rows), settings) if len(rows) >= 3 else read
+        if isinstance(fewer, _Read) and fewer.worth >= _SURE:
+            return fewer
+    return read
+
+
+def _with_rows(flat: _Flat, settings: PageSettings) -> _Read | UnreadableImage:
+    px_per_mm = settings.px_per_mm
+    curves = trace_rows(flat.ink, flat.rows, px_per_mm)
+    pulses = find_pulses(curves, px_per_mm)
+    span = find_span(curves, pulses, flat.valid, px_per_mm)
     try:
-        arrangement = arrange(
-            flat.ink, curves, span, settings.px_per_mm, settings.mm_per_s, settings.layout
-        )
+        found = arrange(flat.ink, curves, span, px_per_mm, settings.mm_per_s, settings.layout)
     except UnreadableImage as refusal:
-        if settings.unknown_layout == "refuse":
-            raise
-        return _without_leads(flat, curves, settings, str(refusal))
-    return _finish(flat, curves, pulses, arrangement, settings)
+        return refusal
+    agrees = agreement(found.layout, curves, found.columns.bounds, px_per_mm)
+    return _Read(flat, curves, pulses, found, 0.0 if agrees is None else agrees)
+
+
+def _on_its_side(picture: UInt8Image, settings: PageSettings) -> _Flat:
+    """The page turned by a quarter."""
+    side = cv2.rotate(picture, cv2.ROTATE_90_CLOCKWISE)
+    turn = np.array([[0.0, -1.0, picture.shape[0] - 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    flat = _flatten(side, find_scale(side, settings.scan_dpi), settings.px_per_mm)
+    mapped = replace(flat.mapped, homography=flat.mapped.homography @ turn)
+    said = flat.scale.said + " The page lies on its side and was turned."
+    return replace(flat, mapped=mapped, scale=replace(flat.scale, said=said))
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,26 +192,18 @@ class _Flat:
     picture: UInt8Image
     valid: NDArray[np.bool_]
     ink: UInt8Image
-    to_page: Floats
+    mapped: PageMap
     rows: list[Row]
     scale: PaperScale
 
 
 def _flatten(picture: UInt8Image, scale: PaperScale, px_per_mm: float) -> _Flat:
-    height, width = picture.shape[:2]
     try:
-        page, to_page = rectify(picture, scale.homography, px_per_mm)
+        page, valid, mapped = rectify(picture, scale.homography, px_per_mm, scale.bend)
     except ValueError as error:
         raise UnreadableImage(str(error)) from None
-    size = (page.shape[1], page.shape[0])
-    valid = cv2.warpPerspective(np.ones((height, width), np.uint8), to_page, size) > 0
     ink = find_ink(page, valid, px_per_mm)
-    return _Flat(page, valid, ink, to_page, find_rows(ink, px_per_mm), scale)
-
-
-def _upright_axes(homography: Floats) -> Floats:
-    """The same grid with x to the right and y downwards, for a picture that was turned."""
-    return np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]) @ homography
+    return _Flat(page, valid, ink, mapped, find_rows(ink, px_per_mm), scale)
 
 
 def _upside_down(flat: _Flat) -> _Flat:
@@ -157,7 +217,7 @@ def _upside_down(flat: _Flat) -> _Flat:
         np.ascontiguousarray(flat.picture[::-1, ::-1]),
         np.ascontiguousarray(flat.valid[::-1, ::-1]),
         np.ascontiguousarray(flat.ink[::-1, ::-1]),
-        turn @ flat.to_page,
+        replace(flat.mapped, to_px=turn @ flat.mapped.to_px),
         rows,
         replace(flat.scale, said=flat.scale.said + " The page is upside down and was turned."),
     )
@@ -181,17 +241,20 @@ def _read_format(picture: UInt8Image, known: PageFormat, settings: PageSettings)
     scale = PaperScale(np.diag([per_px, per_px, 1.0]), "setting", said)
     part = np.ascontiguousarray(picture[top:bottom, left:right])
     px_per_mm = settings.px_per_mm
-    page, to_page = rectify(part, scale.homography, px_per_mm)
-    valid = np.ones(page.shape[:2], np.bool_)
+    page, valid, mapped = rectify(part, scale.homography, px_per_mm)
     ink = find_ink(page, valid, px_per_mm)
     factor = px_per_mm * _MM_PER_INCH / known.dpi
     rows = _banded_rows(ink, known.row_height * factor, known.arrangement.rows)
-    flat = _Flat(page, valid, ink, to_page @ shift, rows, scale)
+    whole = replace(mapped, homography=mapped.homography @ shift)
+    flat = _Flat(page, valid, ink, whole, rows, scale)
     curves = trace_rows(ink, rows, px_per_mm)
     pulses = find_pulses(curves, px_per_mm)
     bounds = np.array([*known.lefts, box.width]) * factor
     columns = Columns(bounds, 0.0, 0.0)
-    return _finish(flat, curves, pulses, Arrangement(known.arrangement, columns, ()), settings)
+    arrangement = Arrangement(known.arrangement, columns, ())
+    agrees = agreement(known.arrangement, curves, bounds, px_per_mm)
+    read = _Read(flat, curves, pulses, arrangement, 0.0 if agrees is None else agrees)
+    return _finish(read, settings)
 
 
 def _banded_rows(ink: UInt8Image, row_height: float, count: int) -> list[Row]:
@@ -216,7 +279,7 @@ def _without_leads(flat: _Flat, curves: list[Curve], settings: PageSettings, why
         layout=None,
         picture=flat.picture,
         ink=flat.ink,
-        homography=flat.to_page,
+        mapped=flat.mapped,
         px_per_mm=settings.px_per_mm,
         scale_source=flat.scale.source,
         mm_per_mv=settings.mm_per_mv or _GAIN_MM_PER_MV,
@@ -231,16 +294,13 @@ def _without_leads(flat: _Flat, curves: list[Curve], settings: PageSettings, why
     )
 
 
-def _finish(
-    flat: _Flat,
-    curves: list[Curve],
-    pulses: list[Pulse | None],
-    arrangement: Arrangement,
-    settings: PageSettings,
-) -> EcgPage:
+def _finish(read: _Read, settings: PageSettings) -> EcgPage:
+    flat, curves, arrangement = read.flat, read.curves, read.arrangement
     layout, columns = arrangement.layout, arrangement.columns
     px_per_mm = settings.px_per_mm
-    gain, gain_source, said = _gain(pulses, px_per_mm, settings.mm_per_mv)
+    leads = without_marks(curves[: layout.rows], columns.bounds, px_per_mm)
+    curves = [*leads, *curves[layout.rows :]]
+    gain, gain_source, said = _gain(read.pulses, px_per_mm, settings.mm_per_mv)
     middles = [curve.row.middle for curve in curves]
     edges = [0.0, *((a + b) / 2 for a, b in zip(middles[:-1], middles[1:], strict=True))]
     edges.append(float(len(flat.ink)))
@@ -265,7 +325,7 @@ def _finish(
         layout=layout,
         picture=flat.picture,
         ink=flat.ink,
-        homography=flat.to_page,
+        mapped=flat.mapped,
         px_per_mm=px_per_mm,
         scale_source=flat.scale.source,
         mm_per_mv=gain,
@@ -293,7 +353,7 @@ def _gain(
         said = f"No calibration pulse was seen; {_GAIN_MM_PER_MV:g} mm/mV are assumed."
         return _GAIN_MM_PER_MV, "assumed", said
     nearest = float(_GAINS[np.abs(np.log(_GAINS / middle)).argmin()])
-    gain = nearest if abs(middle / nearest - 1) < 0.12 else middle
+    gain = nearest if abs(middle / nearest - 1) < 0.25 else middle
     said = f"Calibration pulses in {alike} rows are {middle:.1f} mm high: {gain:g} mm/mV."
     return gain, "pulse", said
 

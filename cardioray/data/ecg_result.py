@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from cardioray.data.ecg_grid import Floats
+from cardioray.data.ecg_flat import Floats, PageMap
 from cardioray.data.ecg_leads import EcgLayout, EcgSignals
 from cardioray.data.ecg_paper import LeadBox
 from cardioray.data.ecg_rows import Curve
@@ -23,7 +23,7 @@ class EcgPage:
         layout: its arrangement; None for one that is not known and was let through.
         picture: the page laid flat, (H, W) or (H, W, 3).
         ink: darkness of curves and letters with the grid gone, (H, W).
-        homography: from px of the picture that was read to px of this one, (3, 3).
+        mapped: what of the picture that was read lies where.
         px_per_mm: resolution.
         scale_source: what told how large the page is.
         mm_per_mv: gain.
@@ -41,7 +41,7 @@ class EcgPage:
     layout: EcgLayout | None
     picture: UInt8Image
     ink: UInt8Image
-    homography: Floats
+    mapped: PageMap
     px_per_mm: float
     scale_source: Source
     mm_per_mv: float
@@ -53,6 +53,11 @@ class EcgPage:
     agreement: float | None
     signals: EcgSignals
     notes: tuple[str, ...]
+
+    @property
+    def homography(self) -> Floats:
+        """From px of the picture that was read to px of this one, as if the paper were flat."""
+        return self.mapped.as_homography
 
     @property
     def known_layout(self) -> EcgLayout:

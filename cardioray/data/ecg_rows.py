@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -29,11 +29,13 @@ _COARSE = 4.0
 _MOST_ROWS = 16
 # Share of its columns in which a curve has ink. Curves have .90 or more, lines of text .78 or less.
 _LEAST_COVER = 0.86
+# Share of a page that is ink, at most: real pages have .09 or less, noise has .2.
+_MOST_INK = 0.16
 # A row is at least this long, and at least this share of the longest.
-_LEAST_MM = 80.0
-_LEAST_SHARE = 0.6
-# A line that is within .2 mm of its middle over more than this share is a frame, and no curve.
-_STRAIGHT = 0.93
+_LEAST_MM = 130.0
+_LEAST_SHARE = 0.8
+# A line that is within .3 mm of its running median over more than this share is no curve.
+_SMOOTH = 0.97
 # Share of the page's darkness that is ink.
 _INKED = 0.35
 
@@ -71,18 +73,22 @@ def find_rows(ink: UInt8Image, px_per_mm: float) -> list[Row]:
     size = (max(2, round(width * scale)), max(2, round(height * scale)))
     small = cv2.resize(ink, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     plane = np.minimum(1, as_plane(small) * np.float32(1.6))
+    if (plane > 0.4).mean() > _MOST_INK:
+        return []
     found: list[Row] = []
+    smooth: list[Row] = []
     misses = 0
-    while len(found) < _MOST_ROWS and misses < 2:
+    while len(found) + len(smooth) < _MOST_ROWS and misses < 2:
         path = follow(plane)
         row = _as_row(plane, path)
         take_away(plane, path, 1.2 * _COARSE)
         if row is None:
             misses += 1
-        elif not _is_straight(row):
-            found.append(row)
+        else:
+            (smooth if _is_smooth(row) else found).append(row)
     if not found:
         return []
+    found += _flat_leads(smooth, found)
     longest = max(row.last - row.first for row in found)
     columns = np.minimum((np.arange(width) + 0.5) * size[0] / width, size[0] - 1).astype(int)
     rows = [
@@ -116,15 +122,40 @@ def _as_row(plane: Plane, path: NDArray[np.int64]) -> Row | None:
         first = max(0, first - reach) + int(before[0])
     if len(after):
         last = last + 1 + int(after[-1])
+    first, last = _trimmed(path, first, last)
     cover = float(inked[first : last + 1].mean())
     if last - first < _LEAST_MM * _COARSE or cover < _LEAST_COVER:
         return None
     return Row(path, first, last, cover)
 
 
-def _is_straight(row: Row) -> bool:
+def _trimmed(path: NDArray[np.int64], first: int, last: int) -> tuple[int, int]:
+    """The ends of a row without what lies far above or below it, as letters of a heading do."""
+    away, inside = 15 * _COARSE, round(40 * _COARSE)
+    if last - first < 2 * inside:
+        return first, last
+    near = np.abs(path[first : first + inside] - np.median(path[first : first + inside])) < away
+    near_end = np.abs(path[last - inside : last] - np.median(path[last - inside : last])) < away
+    return first + int(near.argmax()), last - int(near_end[::-1].argmax())
+
+
+def _is_smooth(row: Row) -> bool:
+    """Whether no wave leaves the running median: a frame, an edge, or a lead that is off."""
     path = row.path[row.first : row.last + 1]
-    return float((np.abs(path - np.median(path)) <= 0.2 * _COARSE).mean()) > _STRAIGHT
+    slow = median_filter(path.astype(float), round(20 * _COARSE) + 1, mode="nearest")
+    return float((np.abs(path - slow) <= 0.3 * _COARSE).mean()) > _SMOOTH
+
+
+def _flat_leads(smooth: list[Row], rows: list[Row]) -> list[Row]:
+    """Smooth lines that begin and end where the other rows do."""
+    first = float(np.median([row.first for row in rows]))
+    last = float(np.median([row.last for row in rows]))
+    near = 3 * _COARSE
+    return [
+        row
+        for row in smooth
+        if abs(row.first - first) < near and abs(row.last - last) < near and len(rows) >= 2
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +176,10 @@ class Curve:
 def trace_rows(ink: UInt8Image, rows: list[Row], px_per_mm: float) -> list[Curve]:
     """Follow each row at full resolution, and keep rows apart that reach into each other."""
     plane = np.minimum(1, as_plane(ink) / np.float32(0.45))
-    inked = ink > _INKED * 255
+    # Steep strokes are thin, and break where a scan is coarse: gaps of .4 mm are bridged.
+    gap = max(1, round(0.4 * px_per_mm))
+    bridge = np.ones((gap + 1, 1), np.uint8)
+    inked = cv2.morphologyEx((ink > _INKED * 255).astype(np.uint8), cv2.MORPH_CLOSE, bridge) > 0
     height = len(ink)
     found = []
     for number, row in enumerate(rows):
@@ -168,6 +202,48 @@ def trace_rows(ink: UInt8Image, rows: list[Row], px_per_mm: float) -> list[Curve
     return [
         Curve(row, one, centre_line(one, _wander(one.path, px_per_mm), pen))
         for row, one in zip(rows, found, strict=True)
+    ]
+
+
+def without_marks(curves: list[Curve], bounds: Floats, px_per_mm: float) -> list[Curve]:
+    """The rows with the marks gone that stand on them between columns of leads.
+
+    Where two rows or more are taller than 3 mm at the very end of a column, a bar stands there:
+    each lead goes on at the height that it has beside the bar.
+
+    Args:
+        curves: rows of leads.
+        bounds: where columns begin and end, px.
+        px_per_mm: resolution.
+    """
+    reach = max(2, round(0.8 * px_per_mm))
+    width = len(curves[0].line)
+    pen = pen_width([curve.strokes for curve in curves])
+    lines = [curve.line.copy() for curve in curves]
+    tops = [curve.strokes.top.copy() for curve in curves]
+    bottoms = [curve.strokes.bottom.copy() for curve in curves]
+    for bound in bounds:
+        middle = round(bound)
+        first, last = max(0, middle - reach), min(width, middle + reach + 1)
+        if last - first < 3:
+            continue
+        heights = [b - t for t, b in zip(tops, bottoms, strict=True)]
+        tall = [float(height[first:last].max()) > 3 * px_per_mm for height in heights]
+        if sum(tall) < min(2, len(curves)):
+            continue
+        for line, top, bottom in zip(lines, tops, bottoms, strict=True):
+            before = line[max(0, first - reach) : first]
+            after = line[last : last + reach]
+            cut = min(max(middle, first), last)
+            if len(before):
+                line[first:cut] = np.median(before)
+            if len(after):
+                line[cut:last] = np.median(after)
+            top[first:last] = np.maximum(top[first:last], np.floor(line[first:last] - pen / 2))
+            bottom[first:last] = np.minimum(bottom[first:last], np.ceil(line[first:last] + pen / 2))
+    return [
+        Curve(curve.row, replace(curve.strokes, top=top, bottom=bottom), line)
+        for curve, line, top, bottom in zip(curves, lines, tops, bottoms, strict=True)
     ]
 
 
@@ -214,7 +290,10 @@ def find_pulses(curves: list[Curve], px_per_mm: float) -> list[Pulse | None]:
         if last - first < 3 * reach:
             continue
         for begin, end, at_start in ((first, first + reach, True), (last - reach, last, False)):
-            for pulse in _flat_tops(curve.line[begin : end + 1], px_per_mm, at_start):
+            # Where a picture ends with the row, it may have cut a pulse.
+            near_edge = first < px_per_mm if at_start else last > len(curve.line) - px_per_mm
+            part = curve.line[begin : end + 1]
+            for pulse in _flat_tops(part, px_per_mm, at_start, near_edge):
                 moved = Pulse(begin + pulse.first, begin + pulse.last, pulse.height)
                 found.append((number, at_start, moved))
     best: dict[int, Pulse] = {}
@@ -233,14 +312,14 @@ def find_pulses(curves: list[Curve], px_per_mm: float) -> list[Pulse | None]:
     return [best.get(number) for number in range(len(curves))]
 
 
-def _flat_tops(line: Floats, px_per_mm: float, at_start: bool) -> list[Pulse]:
-    """Flat tops 1.8 to 7.5 mm wide; at the rim of a picture, what is left of one."""
+def _flat_tops(line: Floats, px_per_mm: float, at_start: bool, cut: bool) -> list[Pulse]:
+    """Flat tops 1.8 to 7.5 mm wide; at the edge of a picture, what is left of one."""
     step = max(1, round(0.8 * px_per_mm))
     change = np.zeros(len(line))
     change[step // 2 : len(line) - (step - step // 2)] = line[step:] - line[:-step]
     edges = _peaks(np.abs(change), 3.5 * px_per_mm, round(1.2 * px_per_mm))
     pairs = list(zip(edges[:-1], edges[1:], strict=True))
-    if edges:
+    if edges and cut:
         pairs.insert(0, (0, edges[0]) if at_start else (edges[-1], len(line) - 1))
     margin, wide = max(1, round(0.6 * px_per_mm)), round(1.8 * px_per_mm)
     found = []

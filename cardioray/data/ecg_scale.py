@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from cardioray.data.ecg_grid import Floats, find_grid, rectify
+from cardioray.data.ecg_flat import Bend, Floats, rectify
+from cardioray.data.ecg_grid import find_grid
 from cardioray.data.ecg_ink import find_ink
 from cardioray.data.ecg_rows import find_pulses, find_rows, trace_rows
 from cardioray.data.frames import UInt8Image, UnreadableImage
@@ -32,11 +33,13 @@ class PaperScale:
         homography: from px of the picture to mm.
         source: what told.
         said: the same as a sentence.
+        bend: of the paper.
     """
 
     homography: Floats
     source: Source
     said: str
+    bend: Bend | None = None
 
 
 def find_scale(picture: UInt8Image, scan_dpi: float = 0.0) -> PaperScale:
@@ -54,7 +57,9 @@ def find_scale(picture: UInt8Image, scan_dpi: float = 0.0) -> PaperScale:
         said = (
             f"The grid has {grid.px_per_mm:.2f} px per mm, tilted by {grid.tilt_deg:.1f} degrees."
         )
-        return PaperScale(grid.homography, "grid", said)
+        if grid.bend is not None:
+            said += " The paper is bent, and was laid flat."
+        return PaperScale(grid.homography, "grid", said, grid.bend)
     if scan_dpi:
         said = f"No grid was found; the setting says {scan_dpi:g} dpi."
         return PaperScale(_upright(scan_dpi / _MM_PER_INCH), "setting", said)
@@ -91,8 +96,8 @@ def _by_pulses(picture: UInt8Image) -> tuple[float, int]:
     height, width = picture.shape[:2]
     guess = max(height, width) / _GUESSED_MM
     scale = 6.0
-    page, to_page = rectify(picture, _upright(guess), scale)
-    ink = find_ink(page, np.ones(page.shape[:2], np.bool_), scale)
+    page, valid, mapped = rectify(picture, _upright(guess), scale)
+    ink = find_ink(page, valid, scale)
     rows = find_rows(ink, scale)
     sizes = []
     curves = trace_rows(ink, rows, scale) if len(rows) >= 3 else []
@@ -107,4 +112,4 @@ def _by_pulses(picture: UInt8Image) -> tuple[float, int]:
     alike = sum(abs(size / middle - 1) < 0.08 for size in sizes)
     if alike < max(2, len(sizes) / 2):
         return 0.0, len(rows)
-    return middle / _PULSE_MM / to_page[0, 0], len(rows)
+    return middle / _PULSE_MM / mapped.as_homography[0, 0], len(rows)

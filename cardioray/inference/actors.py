@@ -76,6 +76,7 @@ class SourceFile:
         spacing_mm: height and width of a pixel where the file does not state them, as
             `parse_spacing` reads it; "" where nobody says it.
         mask: its label map (`Manifest.masks`), where the samples are to have theirs; "" elsewhere.
+        facts: what its row of a table says beside the file (`Task.facts_of_row`).
     """
 
     path: str
@@ -84,6 +85,7 @@ class SourceFile:
     split: str = ""
     spacing_mm: str = ""
     mask: str = ""
+    facts: tuple[tuple[str, float], ...] = ()
 
 
 class PredictorActor:
@@ -119,7 +121,12 @@ class PredictorActor:
         if file.spacing_mm:
             pixel = parse_spacing(file.spacing_mm)
             samples = [with_spacing(sample, pixel) for sample in samples]
-        return [replace(sample.without_picture(), view=file.view) for sample in samples]
+        return [
+            replace(
+                sample.without_picture(), view=file.view, facts={**sample.facts, **dict(file.facts)}
+            )
+            for sample in samples
+        ]
 
 
 def run_on_actors(

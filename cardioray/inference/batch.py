@@ -261,7 +261,10 @@ def _table_rows(path: str, task: Task) -> Iterator[tuple[str, SourceFile]]:
         # Of a frame, the phase belongs to what it shows: "A4C-ED".
         shown = (as_text(row.get("view")), as_text(row.get("phase")))
         view, split = "-".join(filter(None, shown)), as_text(row.get("split"))
-        yield name, SourceFile(resolve(base, source), selection, view, split, pixel)
+        told = task.facts_of_row({str(name): value for name, value in row.items()})
+        facts = tuple(told.items())
+        place = resolve(base, source)
+        yield name, SourceFile(place, selection, view, split, pixel, facts=facts)
 
 
 def _key_frames(table: pd.DataFrame, path: str) -> pd.DataFrame:

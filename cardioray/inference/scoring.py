@@ -96,7 +96,9 @@ def score_files(
     views = manifest.table.get("view")
     said = ["" if views is None else as_text(views.iloc[i]) for i in chosen]
     paths, frames = manifest.paths, manifest.table["frame"]
-    files = [[int(i), paths[i], frames.iloc[i], said[n]] for n, i in enumerate(chosen)]
+    told = [task.facts_of_row(manifest.table.iloc[i].to_dict()) for i in chosen]
+    facts = [list(each.items()) for each in told]
+    files = [[int(i), paths[i], frames.iloc[i], said[n], facts[n]] for n, i in enumerate(chosen)]
     # Full batches of one-frame files.
     results = score_on_actors(_ScoreFiles, loading, files, FILES_PER_BATCH, console, noise)
     unread = unread_of(results, len(chosen))
@@ -433,7 +435,9 @@ class _ScoreFiles(ScoringActor):
 
     def __call__(self, row: Mapping[str, str]) -> dict[str, str]:
         chunk = json.loads(row["chunk"])
-        files = [SourceFile(path, frames, view) for _, path, frames, view in chunk]
+        files = [
+            SourceFile(path, frames, view, facts=facts) for _, path, frames, view, facts in chunk
+        ]
         decoded = self.decode_chunk([position for position, *_ in chunk], files)
         seen = self.predictor.seen(decoded.samples).tolist()
         found = self.with_noise(decoded.samples, chunk[0][0])

@@ -107,9 +107,7 @@ class EcgModel(nn.Module):
             return found
         assert self.imputer is not None
         assert chart is not None
-        # The recurrent part is small, and unsteady in half precision.
-        with torch.autocast(chart.device.type, enabled=False):
-            said = self.chart(self.imputer(chart_of(chart)))
+        said = self.chart(self.imputer(chart_of(chart), chart.float() != MISSING))
         return torch.cat([found, said.to(found.dtype)], dim=1)
 
     def forward_with_features(
@@ -137,7 +135,7 @@ class _Recurrent(nn.Module):
     def forward(self, chart: Tensor) -> Tensor:
         age = self.age(chart[:, :1]).unsqueeze(1)
         flags = chart[:, 1:, None]
-        no, yes = self.flag.weight
+        no, yes = self.flag.weight[0], self.flag.weight[1]
         steps = torch.cat([age, no * (1 - flags) + yes * flags], dim=1)
         _, last = self.rnn(steps)
         summed = last.sum(dim=0)
@@ -161,12 +159,10 @@ class _Perceptron(nn.Module):
 
 
 def chart_of(coded: Tensor) -> Tensor:
-    """Charts as bytes (B, 6) to age in centuries and flags, NaN where not known."""
-    numbers = coded.float()
-    numbers = torch.where(numbers == MISSING, torch.nan, numbers)
-    scale = torch.ones(CHART, device=numbers.device)
-    scale[0] = _YEARS
-    return numbers / scale
+    """Charts as bytes (B, 6) to age in centuries and flags; `MISSING` is for others to tell."""
+    # In one piece: what is written into a tensor is lost when a network is exported.
+    scale = torch.tensor([1 / _YEARS] + [1.0] * (CHART - 1), device=coded.device)
+    return coded.float() * scale
 
 
 def millivolts_of(coded: Tensor) -> Tensor:

@@ -29,7 +29,6 @@ class Imputation:
         weights: of every feature on the others in each round, (ROUNDS, F, F), 0 on the diagonal.
         offsets: beside them, (ROUNDS, F).
         order: which feature is filled in when, (F,).
-        rounds: how many of the rounds were needed.
         low: smallest value of each feature, (F,).
         high: largest value of each feature, (F,).
         cut_offs: a filled in flag is 1 above this, NaN for a number that stays as it is, (F,).
@@ -39,7 +38,6 @@ class Imputation:
     weights: NDArray[np.float64]
     offsets: NDArray[np.float64]
     order: NDArray[np.int64]
-    rounds: int
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     cut_offs: NDArray[np.float64]
@@ -69,7 +67,12 @@ def fit_imputation(table: NDArray[np.floating], flags: NDArray[np.bool_], seed: 
         raise ValueError(f"feature(s) {missing} are known of no training patient.")
     low, high = np.nanmin(table, axis=0), np.nanmax(table, axis=0)
     fitted = IterativeImputer(
-        max_iter=ROUNDS, min_value=low, max_value=high, random_state=seed, skip_complete=False
+        max_iter=ROUNDS,
+        tol=0,  # all rounds, whenever the last one changed little
+        min_value=low,
+        max_value=high,
+        random_state=seed,
+        skip_complete=False,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # ten rounds are what is asked for
@@ -87,7 +90,6 @@ def fit_imputation(table: NDArray[np.floating], flags: NDArray[np.bool_], seed: 
         weights=weights,
         offsets=offsets,
         order=order,
-        rounds=len(fitted.imputation_sequence_) // width,
         low=low,
         high=high,
         cut_offs=np.full(width, np.nan),
@@ -99,8 +101,20 @@ def fit_imputation(table: NDArray[np.floating], flags: NDArray[np.bool_], seed: 
     for index in np.flatnonzero(flags):
         hidden = np.where(np.arange(width) == index, np.nan, table)
         guessed = filler(torch.tensor(hidden, dtype=torch.float32))[:, index].numpy()
-        cut_offs[index] = np.quantile(guessed, 1 - np.nanmean(table[:, index]))
+        cut_offs[index] = _dividing(guessed.astype(float), float(np.nanmean(table[:, index])))
     return Imputation(**{**vars(found), "cut_offs": cut_offs})
+
+
+def _dividing(guessed: NDArray[np.float64], share: float) -> float:
+    """A value above which about a share of the guesses lie, and next to none of them.
+
+    Many charts are alike, and so are their guesses: a cut-off that is one of these would leave the
+    last bit of a sum to decide.
+    """
+    values, counts = np.unique(np.round(guessed, 5), return_counts=True)
+    edges = np.concatenate([[values[0] - 1], (values[1:] + values[:-1]) / 2, [values[-1] + 1]])
+    above = 1 - np.concatenate([[0], np.cumsum(counts)]) / len(guessed)
+    return float(edges[np.abs(above - share).argmin()])
 
 
 class Imputer(nn.Module):
@@ -112,10 +126,10 @@ class Imputer(nn.Module):
     start: Tensor
     weights: Tensor
     offsets: Tensor
-    active: Tensor
     low: Tensor
     high: Tensor
     cut_offs: Tensor
+    is_flag: Tensor
     order: Tensor
 
     def __init__(self, width: int) -> None:
@@ -123,29 +137,42 @@ class Imputer(nn.Module):
         self.register_buffer("start", torch.zeros(width))
         self.register_buffer("weights", torch.zeros(ROUNDS, width, width))
         self.register_buffer("offsets", torch.zeros(ROUNDS, width))
-        self.register_buffer("active", torch.zeros(ROUNDS))
         self.register_buffer("low", torch.zeros(width))
         self.register_buffer("high", torch.zeros(width))
-        self.register_buffer("cut_offs", torch.full((width,), torch.nan))
+        self.register_buffer("cut_offs", torch.zeros(width))
+        self.register_buffer("is_flag", torch.zeros(width))
         # One row for each place in the order, with 1 at the feature that it is the turn of.
         self.register_buffer("order", torch.eye(width))
 
     def load(self, fitted: Imputation) -> None:
         """Take what was learned from training patients."""
-        for name in ("start", "weights", "offsets", "low", "high", "cut_offs"):
+        for name in ("start", "weights", "offsets", "low", "high"):
             getattr(self, name).copy_(torch.as_tensor(getattr(fitted, name)))
-        self.active.copy_((torch.arange(ROUNDS) < fitted.rounds).float())
+        cut_offs = torch.as_tensor(fitted.cut_offs)
+        self.is_flag.copy_(torch.isfinite(cut_offs).float())
+        self.cut_offs.copy_(torch.nan_to_num(cut_offs))
         self.order.copy_(torch.eye(len(fitted.start))[torch.as_tensor(fitted.order)])
 
-    def forward(self, table: Tensor) -> Tensor:
-        """Every NaN replaced; what is known stays as it is."""
-        missing = torch.isnan(table)
+    def forward(self, table: Tensor, known: Tensor | None = None) -> Tensor:
+        """Everything that is not known replaced; what is known stays as it is.
+
+        Args:
+            table: (B, F).
+            known: which entries are, (B, F); by default those that are not NaN. Exported networks
+                say it, since not every runtime knows NaN.
+        """
+        missing = torch.isnan(table) if known is None else torch.logical_not(known)
         values = torch.where(missing, self.start, table)
+        gaps = missing.to(values.dtype)
         for number in range(ROUNDS):
-            for turn in self.order:
-                guess = values @ self.weights[number].T + self.offsets[number]
+            for place in range(len(self.start)):
+                # In double precision, which autocast leaves alone. Products that are summed by hand
+                # come out wrong in OpenVINO.
+                weights, offsets = self.weights[number].double(), self.offsets[number].double()
+                guess = nn.functional.linear(values.double(), weights, offsets).to(values.dtype)
                 guess = torch.minimum(torch.maximum(guess, self.low), self.high)
-                mine = missing & (turn * self.active[number] > 0)
-                values = torch.where(mine, guess, values)
-        judged = missing & ~torch.isnan(self.cut_offs)
-        return torch.where(judged, (values > self.cut_offs).float(), values)
+                mine = gaps * self.order[place]
+                values = values + mine * (guess - values)
+        above = (values > self.cut_offs).to(values.dtype)
+        judged = gaps * self.is_flag
+        return values + judged * (above - values)

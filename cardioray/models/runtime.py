@@ -121,6 +121,10 @@ class _Exportable(nn.Module):
         return (*(outputs[name] for name in self.names), features)
 
 
+class NotExportableError(Exception):
+    """OpenVINO has no words for a part of a network; says which."""
+
+
 def export_openvino(
     model: nn.Module, names: tuple[str, ...], example: tuple[NDArray[np.uint8], ...], folder: Path
 ) -> None:
@@ -131,8 +135,12 @@ def export_openvino(
         names: its heads.
         example: a batch of at least two samples, as the network takes it.
         folder: where model.xml and model.bin go.
+
+    Raises:
+        NotExportableError: when OpenVINO cannot express the network.
     """
     import openvino as ov
+    from openvino.frontend import OpConversionFailure
 
     tensors = tuple(torch.from_numpy(array) for array in example)
     exportable = _Exportable(model.eval(), names).eval()
@@ -140,12 +148,16 @@ def export_openvino(
         # OpenVINO traces with torch.jit, which is for its makers to change.
         warnings.filterwarnings("ignore", "`torch.jit.trace", FutureWarning)
         # The export is for samples of this shape alone.
-        warnings.filterwarnings("ignore", "Converting a tensor to a Python integer")
-        converted = ov.convert_model(
-            exportable,
-            example_input=tensors,
-            input=[(ov.PartialShape([-1, *array.shape[1:]]), ov.Type.u8) for array in example],
-        )
+        warnings.filterwarnings("ignore", "Converting a tensor to a Python (integer|boolean)")
+        try:
+            converted = ov.convert_model(
+                exportable,
+                example_input=tensors,
+                input=[(ov.PartialShape([-1, *array.shape[1:]]), ov.Type.u8) for array in example],
+            )
+        except OpConversionFailure as error:
+            failed = [line for line in str(error).splitlines() if line.startswith("--")]
+            raise NotExportableError("; ".join(failed) or "unknown operation") from error
     for output, name in zip(converted.outputs, (*names, FEATURES), strict=True):
         output.set_names({name})
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -16,9 +14,9 @@ from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
 
-from cardioray import config, storage
+from cardioray import config
 from cardioray.serve.replica import Answerer, ModelReplica
-from cardioray.serve.settings import Scaling, ServeSettings
+from cardioray.serve.settings import Scaling, ServeSettings, located
 
 # Time a replica has to finish what it holds once Serve wants it gone.
 GRACEFUL_SHUTDOWN_S = 60.0
@@ -28,7 +26,6 @@ LOOK_BACK_S = 5.0
 # A proxy that found every replica full asks again after this time. Serve's own waits grow to 0.5 s,
 # in which replicas that have room again stand still.
 ASK_AGAIN_S = 0.01
-_VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)(?::-([^}]*))?\}")
 
 
 def build(args: Mapping[str, Any]) -> Application:
@@ -102,22 +99,11 @@ def _scaled(scaling: Scaling) -> dict[str, Any]:
 def _located(settings: ServeSettings) -> ServeSettings:
     """The settings with variables filled in and local paths absolute, for other working folders."""
     bundles = [
-        {"path": _path(item.path), **({"name": item.name} if item.name else {})}
+        {"path": located(item.path), **({"name": item.name} if item.name else {})}
         for item in settings.named_bundles
     ]
     changes: dict[str, Any] = {"bundles": bundles}
     for name in ("follow", "systoles_from", "api_keys_file"):
         if value := getattr(settings, name):
-            changes[name] = _path(value)
+            changes[name] = located(value)
     return config.parse(ServeSettings, config.to_dict(settings) | changes)
-
-
-def _path(text: str) -> str:
-    def value(match: re.Match[str]) -> str:
-        name, default = match.groups()
-        found = os.environ.get(name, default)
-        if found is None:
-            raise ValueError(f"{text}: the environment has no variable {name}.")
-        return found
-
-    return storage.absolute(_VARIABLE.sub(value, text))

@@ -29,8 +29,14 @@ from cardioray.model_store import bundle_place
 from cardioray.serve import fast
 from cardioray.serve.auth import read_keys, require_keys
 from cardioray.serve.proxy import VARIABLES
-from cardioray.serve.serve_file import IMPORT_PATH, check_serve_file
-from cardioray.serve.settings import ServerSettings, ServeSettings
+from cardioray.serve.serve_file import (
+    IMPORT_PATH,
+    PAGE,
+    PAGE_IMPORT_PATH,
+    PAGE_PREFIX,
+    check_serve_file,
+)
+from cardioray.serve.settings import PageSettings, ServerSettings, ServeSettings
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +67,21 @@ def application_settings(
     ]
 
 
+def page_settings(applications: Sequence[ServeSettings]) -> PageSettings:
+    """The page in front of some applications, with the API keys that they have.
+
+    Raises:
+        ValueError: when they have different ones: one key is to open the page and the tasks.
+    """
+    files = {settings.api_keys_file for settings in applications}
+    if len(files) > 1:
+        raise ValueError(
+            "The tasks have different api_keys_file, and the page asks for one key. Give all of "
+            "them the same file, or leave the page out."
+        )
+    return PageSettings(api_keys_file=files.pop() if files else None)
+
+
 @dataclass(frozen=True)
 class Serving:
     """Applications that answer.
@@ -68,10 +89,12 @@ class Serving:
     Attributes:
         urls: where studies are sent, by task.
         scratch: folder of the cluster that ends with them; None where the cluster was there.
+        page_url: where the page is shown; None without one of ours.
     """
 
     urls: dict[str, str]
     scratch: Path | None
+    page_url: str | None = None
 
     def wait(self) -> None:
         """Block until SIGINT or SIGTERM."""
@@ -93,8 +116,8 @@ class Serving:
         from ray import serve
 
         if self.scratch is None:
-            for task in self.urls:
-                serve.delete(task)
+            for name in (*([PAGE] if self.page_url else []), *self.urls):
+                serve.delete(name)
             return
         try:
             leave()
@@ -113,16 +136,19 @@ def leave() -> None:
 
 
 def serve_bundles(
-    applications: Sequence[ServeSettings], server: ServerSettings | None = None
+    applications: Sequence[ServeSettings],
+    server: ServerSettings | None = None,
+    page: PageSettings | None = None,
 ) -> Serving:
     """Start a server and return when every model is warm.
 
     Joins the cluster named by RAY_ADDRESS, or starts one on this machine, which ends with the
-    server.
+    server. A page that a cluster has already stays as it is.
 
     Args:
         applications: at most one a task; see `application_settings`.
         server: address and mode.
+        page: the page in front of them; None for none.
 
     Raises:
         ValueError: when the address needs API keys and there are none, the port is taken, or the
@@ -135,6 +161,8 @@ def serve_bundles(
         raise ValueError(f"Two applications answer the same task: {', '.join(sorted(tasks))}.")
     for settings in applications:
         require_keys(server.host, read_keys(settings.api_keys_file))
+    if page is not None:
+        require_keys(server.host, read_keys(page.api_keys_file))
     scratch: Path | None = None
     if ray.is_initialized() or "RAY_ADDRESS" in os.environ:
         cluster.connect()
@@ -148,9 +176,15 @@ def serve_bundles(
         except BaseException:
             shutil.rmtree(scratch)
             raise
-    serving = Serving({task: f"{server.url}/v1/{task}" for task in tasks}, scratch)
+    if page is not None and scratch is None and _has_page():
+        page = None
+    serving = Serving(
+        {task: f"{server.url}/v1/{task}" for task in tasks},
+        scratch,
+        page_url=None if page is None else f"{server.url}{PAGE_PREFIX}",
+    )
     try:
-        _run(applications, server)
+        _run(applications, server, page)
     except BaseException:
         serving.stop()
         raise
@@ -158,7 +192,10 @@ def serve_bundles(
 
 
 def write_serve_config(
-    applications: Sequence[ServeSettings], out: str, server: ServerSettings | None = None
+    applications: Sequence[ServeSettings],
+    out: str,
+    server: ServerSettings | None = None,
+    page: PageSettings | None = None,
 ) -> str:
     """Write a config file for `serve deploy`, `serve run` and `deploy_config`.
 
@@ -166,12 +203,13 @@ def write_serve_config(
         applications: at most one a task.
         out: path of the YAML file, local or s3://.
         server: address; its mode is a matter of the cluster's environment, not of this file.
+        page: the page in front of them; None for none.
 
     Returns:
         The path.
     """
     server = server or ServerSettings()
-    document = {
+    document: dict[str, Any] = {
         "proxy_location": "EveryNode",
         "http_options": {"host": server.host, "port": server.port},
         "logging_config": dict(_LOGGING),
@@ -185,6 +223,9 @@ def write_serve_config(
             for settings in applications
         ],
     }
+    if page is not None:
+        written = {"name": PAGE, "route_prefix": PAGE_PREFIX, "import_path": PAGE_IMPORT_PATH}
+        document["applications"].append({**written, "args": _page_changed(page)})
     storage.write_bytes(out, yaml.safe_dump(document, sort_keys=False).encode())
     return out
 
@@ -235,11 +276,14 @@ def deploy_config(path: str, dashboard: str | None = None) -> dict[str, str]:
     raise config.Failed(f"{', '.join(names)}: not running after {_DEPLOY_TIMEOUT_S:.0f} s.")
 
 
-def _run(applications: Sequence[ServeSettings], server: ServerSettings) -> None:
+def _run(
+    applications: Sequence[ServeSettings], server: ServerSettings, page: PageSettings | None
+) -> None:
     from ray import serve
     from ray.serve.config import HTTPOptions
 
     from cardioray.serve.app import build
+    from cardioray.serve.page_app import build_page
 
     options = HTTPOptions(host=server.host, port=server.port)
     serve.start(http_options=options, logging_config=dict(_LOGGING))
@@ -251,6 +295,9 @@ def _run(applications: Sequence[ServeSettings], server: ServerSettings) -> None:
         )
         for settings in applications
     ]
+    if page is not None:
+        shown = build_page(config.to_dict(page))
+        targets.append(serve.RunTarget(shown, name=PAGE, route_prefix=PAGE_PREFIX))
     try:
         serve.run_many(targets)
     except RuntimeError as error:
@@ -258,6 +305,13 @@ def _run(applications: Sequence[ServeSettings], server: ServerSettings) -> None:
             messages = [deployment.message for deployment in app.deployments.values()]
             _raise_if_failed(name, app.status, [*messages, app.message])
         raise error
+
+
+def _has_page() -> bool:
+    """Whether the cluster that we joined shows the page, which another server of ours started."""
+    from ray import serve
+
+    return PAGE in serve.status().applications
 
 
 def _raise_if_failed(name: str, status: str, messages: Sequence[str]) -> None:
@@ -345,3 +399,8 @@ def _changed(settings: ServeSettings) -> dict[str, Any]:
     written = config.to_dict(settings)
     plain = config.to_dict(ServeSettings(task=settings.task, bundles=settings.bundles or ("-",)))
     return {k: v for k, v in written.items() if k in ("task", "bundles") or v != plain[k]}
+
+
+def _page_changed(page: PageSettings) -> dict[str, Any]:
+    plain = config.to_dict(PageSettings())
+    return {key: value for key, value in config.to_dict(page).items() if value != plain[key]}

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import time
 import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ log = logging.getLogger("ray.serve.cardioray")
 _CLIENT_GONE = 499  # as nginx counts it; nobody receives it
 # Answers are for the client alone. The documentation page sets itself up in an inline script and
 # needs no other host.
-_HEADERS = {
+HEADERS: Mapping[str, str] = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": (
@@ -75,6 +76,7 @@ class Gatekeeper:
         open_paths: tuple[str, ...],
         metrics: ServeMetrics,
         access_log: bool,
+        headers: Callable[[str], Mapping[str, str]] = lambda path: HEADERS,
     ) -> None:
         """Args:
         app: the routes.
@@ -82,12 +84,14 @@ class Gatekeeper:
         open_paths: paths that need no key, and all below them.
         metrics: told of every request.
         access_log: write a line a request.
+        headers: of the answers to requests for a path, where these do not say otherwise.
         """
         self._app = app
         self._keys = keys
         self._open_paths = open_paths
         self._metrics = metrics
         self._access_log = access_log
+        self._headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -105,7 +109,9 @@ class Gatekeeper:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message).update(_HEADERS)
+                answered = MutableHeaders(scope=message)
+                for name, value in self._headers(_path_of(scope)).items():
+                    answered.setdefault(name, value)
             await send(message)
 
         try:
@@ -121,7 +127,7 @@ class Gatekeeper:
             self._finish(scope, record, status, time.perf_counter() - started)
 
     def _authorise(self, scope: Scope, headers: Headers) -> None:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = _path_of(scope)
         if not self._keys or any(path == p or path.startswith(f"{p}/") for p in self._open_paths):
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")
@@ -154,6 +160,11 @@ class Gatekeeper:
                 record.received,
                 f" problem={record.kind}" if record.kind else "",
             )
+
+
+def _path_of(scope: Scope) -> str:
+    """The path below that of the application."""
+    return str(scope["path"].removeprefix(scope.get("root_path", "")))
 
 
 def log_fault(stage: str, error: BaseException) -> None:

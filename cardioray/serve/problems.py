@@ -20,6 +20,7 @@ class Problem(Exception):  # noqa: N818 (an answer rather than a failure)
         detail: what is wrong with this request and what would be accepted.
         headers: further headers of the answer.
         accepted: what may be sent instead; beside the RFC's members in answers to uploads.
+        fields: names of the answers of a form that are missing or wrong, likewise.
     """
 
     def __init__(
@@ -37,9 +38,10 @@ class Problem(Exception):  # noqa: N818 (an answer rather than a failure)
         self.detail = detail
         self.headers = dict(headers or {})
         self.accepted: str | None = None
+        self.fields: tuple[str, ...] = ()
 
-    def response(self, request_id: str) -> JSONResponse:
-        """The answer to a request."""
+    def body(self, request_id: str) -> dict[str, Any]:
+        """The problem details."""
         body: dict[str, Any] = {
             "type": f"urn:cardioray:problem:{self.kind}",
             "title": self.title,
@@ -49,6 +51,13 @@ class Problem(Exception):  # noqa: N818 (an answer rather than a failure)
         }
         if self.accepted:
             body["accepted"] = self.accepted
+        if self.fields:
+            body["fields"] = list(self.fields)
+        return body
+
+    def response(self, request_id: str) -> JSONResponse:
+        """The answer to a request."""
+        body = self.body(request_id)
         return JSONResponse(body, self.status, self.headers, media_type=PROBLEM_JSON)
 
 

@@ -30,6 +30,7 @@ from cardioray.model_store import production_path
 from cardioray.models.backbones import NoFeatureMap
 from cardioray.outlines import parse_view, shown_as
 from cardioray.predictor import Overlay
+from cardioray.serve.about import LOOK_FRAMES, about, look_of, unlike_training
 from cardioray.serve.auth import read_keys, require_keys
 from cardioray.serve.hosting import (
     Catalogue,
@@ -42,7 +43,14 @@ from cardioray.serve.hosting import (
 )
 from cardioray.serve.metrics import ServeMetrics
 from cardioray.serve.middleware import log_fault
-from cardioray.serve.problems import malformed, no_heat_map, overloaded, unreadable
+from cardioray.serve.problems import (
+    Problem,
+    malformed,
+    no_heat_map,
+    overloaded,
+    too_large,
+    unreadable,
+)
 from cardioray.serve.routes import make_routes
 from cardioray.serve.settings import NamedBundle, ServeSettings
 from cardioray.serve.upload import SentFile
@@ -182,6 +190,65 @@ class Answerer:
             raise unreadable(
                 "The file is damaged in a way that the decoder did not expect."
             ) from None
+
+    async def about(self) -> dict[str, Any]:
+        """What the page needs to know of this application; see `cardioray.serve.about`."""
+        return about(self.catalogue, self.settings)
+
+    async def gate(self, files: Sequence[bytes]) -> dict[str, Any]:
+        """Whether the default model has learned from inputs like some files.
+
+        Nothing of what they show has to be known: no answer is given.
+
+        Args:
+            files: their contents.
+
+        Returns:
+            `reads`: whether the files can be read; `familiar`: whether they are like the training
+            data; `findings`: what is unlike them; `problem`: where they cannot be read, the details
+            of an error.
+        """
+        model, limits = self.catalogue.default, self.settings.limits
+        try:
+            if sum(map(len, files)) > limits.max_bytes:
+                raise too_large(limits.max_bytes)
+            if len(files) > limits.max_files:
+                raise unreadable(f"{len(files)} files were sent; at most {limits.max_files} count.")
+            samples = await self.decode(model, files, None, pictures=0)
+            with self._overload_told():
+                outputs = await model.engine.infer(samples)
+            loop = asyncio.get_running_loop()
+            findings = await loop.run_in_executor(
+                self._threads.decode, unlike_training, model.predictor, samples, outputs
+            )
+        except UnreadableImage as error:
+            problem = unreadable(str(error))
+        except Problem as error:
+            problem = error
+        else:
+            return {"reads": True, "familiar": not findings, "findings": findings}
+        problem.accepted = model.predictor.task.decoder.accepted
+        return {
+            "reads": False,
+            "familiar": False,
+            "findings": [],
+            "problem": problem.body(request_id=""),
+        }
+
+    async def look(self, file: bytes) -> tuple[bytes, str] | None:
+        """What a file shows, for a browser that cannot show it: content and media type.
+
+        None where it cannot be read. A plain tuple, so that whoever asks need not load this code.
+        """
+        try:
+            if len(file) > self.settings.limits.max_bytes:
+                return None
+            samples = await self.decode(self.catalogue.default, [file], "all", LOOK_FRAMES)
+        except Problem:
+            return None
+        loop = asyncio.get_running_loop()
+        seen = await loop.run_in_executor(self._threads.decode, look_of, samples)
+        return seen.content, seen.media_type
 
     async def sources(self, files: Sequence[SentFile]) -> dict[str, Dataset]:
         """The headers that DICOM results refer to, by what each file shows.

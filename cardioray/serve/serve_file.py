@@ -13,10 +13,14 @@ from ray.serve.schema import ServeDeploySchema
 
 from cardioray import config, storage
 from cardioray.registry import unknown_name
-from cardioray.serve.settings import ServeSettings
+from cardioray.serve.settings import PageSettings, ServeSettings
 
 IMPORT_PATH = "cardioray.serve.app:build"
 DEPLOYMENTS = ("Answerer", "ModelReplica")
+PAGE_IMPORT_PATH = "cardioray.serve.page_app:build_page"
+PAGE_DEPLOYMENTS = ("Page",)
+# Name and route of the page's application; longer routes, those of the tasks, win over it.
+PAGE, PAGE_PREFIX = "page", "/"
 # Serve declares these as free-form mappings, and reads them as these types.
 _HIDDEN_TYPES: dict[str, type[BaseModel]] = {
     "autoscaling_config": AutoscalingConfig,
@@ -42,7 +46,7 @@ def check_serve_file(path: str) -> ServeDeploySchema:
         raise ValueError(f"{path} holds no mapping.")
     faults = list(_unknown_keys(ServeDeploySchema, loaded, ""))
     for index, application in enumerate(loaded.get("applications") or []):
-        if isinstance(application, dict) and application.get("import_path") == IMPORT_PATH:
+        if isinstance(application, dict):
             faults.extend(_application_faults(application, f"applications.{index}"))
     if not faults:
         try:
@@ -54,18 +58,27 @@ def check_serve_file(path: str) -> ServeDeploySchema:
 
 
 def _application_faults(application: dict[str, Any], where: str) -> list[str]:
+    """What is wrong with an application of ours; others are none of our business."""
+    path, args = application.get("import_path"), application.get("args") or {}
+    if path not in (IMPORT_PATH, PAGE_IMPORT_PATH):
+        return []
     faults = []
     try:
-        settings = config.parse(ServeSettings, application.get("args") or {})
-        expected = f"/v1/{settings.task}"
+        if path == IMPORT_PATH:
+            settings = config.parse(ServeSettings, args)
+            what, expected = f"task {settings.task}", f"/v1/{settings.task}"
+        else:
+            config.parse(PageSettings, args)
+            what, expected = "the page", PAGE_PREFIX
         if application.get("route_prefix") != expected:
-            faults.append(f"{where}.route_prefix: task {settings.task} is served at {expected}.")
+            faults.append(f"{where}.route_prefix: {what} is served at {expected}.")
     except ValueError as error:
         faults.extend(f"{where}.args.{line}" for line in str(error).splitlines())
+    known = DEPLOYMENTS if path == IMPORT_PATH else PAGE_DEPLOYMENTS
     for index, deployment in enumerate(application.get("deployments") or []):
         name = deployment.get("name") if isinstance(deployment, dict) else None
-        if name not in DEPLOYMENTS:
-            unknown = unknown_name("deployment", str(name), DEPLOYMENTS)
+        if name not in known:
+            unknown = unknown_name("deployment", str(name), known)
             faults.append(f"{where}.deployments.{index}.name: {unknown}")
     return faults
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
+import re
 from typing import Literal
 
 from pydantic import Field
 
+from cardioray import storage
 from cardioray.config import config
-from cardioray.tasks.echo_ef import EchoEfTask
 
 MIB = 2**20
+_VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)(?::-([^}]*))?\}")
 
 
 @config
@@ -138,11 +141,14 @@ class ServeSettings:
     def __post_init__(self) -> None:
         if not self.bundles and not self.follow:
             raise ValueError("bundles: name at least one bundle, or a model store with follow.")
-        if self.systoles_from and self.task != EchoEfTask.name:
-            raise ValueError(
-                f"systoles_from: applications of {EchoEfTask.name} alone look for systoles, and "
-                f"this one answers {self.task}."
-            )
+        if self.systoles_from:
+            from cardioray.tasks.echo_ef import EchoEfTask  # with torch, which the page is without
+
+            if self.task != EchoEfTask.name:
+                raise ValueError(
+                    f"systoles_from: applications of {EchoEfTask.name} alone look for systoles, "
+                    f"and this one answers {self.task}."
+                )
         if self.max_ongoing_requests < 2 * self.max_batch_size:
             raise ValueError(
                 f"max_ongoing_requests ({self.max_ongoing_requests}) is below twice "
@@ -164,6 +170,28 @@ class ServeSettings:
     def threads(self) -> int:
         """Threads of one forward pass on a CPU."""
         return max(1, math.floor(self.cpus))
+
+
+@config
+class PageSettings:
+    """The application at `/`: the page in front of every task, and the ECG questionnaire.
+
+    Attributes:
+        max_bytes: of the files of a request that asks which task they suit; what a task takes is
+            a matter of its own limits.
+        upload_s: seconds such an upload may take.
+        max_ongoing_requests: requests that the application works on at a time.
+        max_queued_requests: requests each proxy holds back for it; the next one gets 503.
+        access_log: write a line a request into the replica's log.
+        api_keys_file: file with the SHA-256 of API keys; the one that the tasks have.
+    """
+
+    max_bytes: int = Field(default=256 * MIB, ge=1)
+    upload_s: float = Field(default=120.0, gt=0)
+    max_ongoing_requests: int = Field(default=32, ge=1)
+    max_queued_requests: int = Field(default=64, ge=1)
+    access_log: bool = True
+    api_keys_file: str | None = None
 
 
 @config
@@ -200,3 +228,23 @@ def is_loopback(host: str | None) -> bool:
         return ipaddress.ip_address(host or "").is_loopback
     except ValueError:
         return False  # None (every interface) or a host name, which may resolve to anything
+
+
+def located(path: str) -> str:
+    """A path of a setting, absolute and with variables of the environment filled in.
+
+    Args:
+        path: local or s3://; `${NAME}` and `${NAME:-default}` stand for variables.
+
+    Raises:
+        ValueError: for a variable that is not there.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        found = os.environ.get(name, default)
+        if found is None:
+            raise ValueError(f"{path}: the environment has no variable {name}.")
+        return found
+
+    return storage.absolute(_VARIABLE.sub(value, path))

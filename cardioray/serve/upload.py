@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -13,9 +13,9 @@ from starlette.requests import Request
 
 from cardioray.serve.problems import Problem, malformed, too_large, unreadable, unsupported_type
 from cardioray.serve.settings import Limits
-from cardioray.tasks import Task
-from cardioray.tasks.keyframe_ef import KeyframeEfTask
-from cardioray.tasks.lv_seg import LvSegTask
+
+if TYPE_CHECKING:
+    from cardioray.tasks import Task
 
 FIELDS = ("file", "files")
 # Fields that say which view a cine shows, which view and phase a frame, and which key frame it is.
@@ -50,6 +50,10 @@ class _InMemoryParser(MultiPartParser):
 
 def form_fields(task: Task) -> dict[str, str]:
     """The fields in which a task takes files, each with the view that it says; "" of most."""
+    # With torch, which an application that only hands files on is without.
+    from cardioray.tasks.keyframe_ef import KeyframeEfTask
+    from cardioray.tasks.lv_seg import LvSegTask
+
     plain = dict.fromkeys(FIELDS, "")
     if not task.takes_views:
         return plain

@@ -342,6 +342,17 @@ class Task(ABC):
         """
         return tuple(batch[name] for name in self.columns)
 
+    def facts_of_row(self, row: Mapping[str, Any]) -> dict[str, float]:
+        """What a row of a table says of its sample, for `DecodedSample.facts`; nothing by default.
+
+        Args:
+            row: of a manifest, or of any table of files, by column.
+
+        Raises:
+            ValueError: for an impossible value.
+        """
+        return {}
+
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of what the network gives beside its features; by default those of the targets."""
@@ -502,13 +513,13 @@ class Task(ABC):
     def label_statistics(
         self,
         labels: Mapping[str, NDArray[np.float32]],
-        carried: Mapping[str, NDArray[np.float32]],
+        carried: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> LabelStatistics:
         """Class weights total / (2 N_class) and label means over the training rows.
 
         Args:
             labels: per target those of the training rows.
-            carried: the carried numbers of these rows.
+            carried: the carried numbers of these rows, where the task has any.
         """
         weights: dict[str, tuple[float, float]] = {}
         means: dict[str, float] = {}

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from cardioray.config import config
 from cardioray.data.augment import Augment, AugmentConfig
-from cardioray.data.ecg import PICTURE, SIGNALS, EcgDecoder, EcgPreprocess
-from cardioray.data.ecg_layouts import CHART, read_ecg_manifest
+from cardioray.data.decoding import DecodedSample
+from cardioray.data.ecg import PICTURE, SIGNALS, EcgDecoder, EcgPreprocess, layout_name
+from cardioray.data.ecg_layouts import CHART, chart_of_row, read_ecg_manifest
 from cardioray.data.manifest import Manifest
 from cardioray.data.splits import SplitConfig
 from cardioray.models.backbones import BACKBONES, backbone_info
@@ -238,6 +239,10 @@ class EcgTask(Task):
         seen = batch[self._seen]
         return (seen, coded_chart([batch[name] for name in CHART])) if self.charted else (seen,)
 
+    def facts_of_row(self, row: Mapping[str, Any]) -> dict[str, float]:
+        """Age and risk factors, where the chart takes part."""
+        return chart_of_row(row) if self.charted else {}
+
     def input_shapes(
         self, stored: Mapping[str, Sequence[int] | None]
     ) -> dict[str, tuple[int, ...]]:
@@ -276,12 +281,13 @@ class EcgTask(Task):
     def label_statistics(
         self,
         labels: Mapping[str, NDArray[np.float32]],
-        carried: Mapping[str, NDArray[np.float32]],
+        carried: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> LabelStatistics:
         """Class weights, and what training charts tell of missing numbers."""
         found = super().label_statistics(labels, carried)
         if not self.charted:
             return found
+        assert carried is not None
         table = np.stack([carried[name] for name in CHART], axis=1).astype(float)
         table[:, 0] /= 100.0
         if not np.isfinite(table).any(axis=0).all():
@@ -356,6 +362,25 @@ class EcgTask(Task):
             negative, positive = statistics.class_weights[target.name]
             losses = losses * torch.where(labels > 0.5, positive, negative)
         return (losses * known).sum() / known.sum().clamp(min=1)
+
+    def details(
+        self, samples: Sequence[DecodedSample], windows: Mapping[str, Sequence[NDArray[np.float32]]]
+    ) -> dict[str, Any]:
+        """How each page was read: its layout, gain and paper speed."""
+        return {
+            "pages": [
+                {
+                    "layout": layout_name(sample),
+                    "mm_per_mv": sample.facts["mm_per_mv"],
+                    "mm_per_s": sample.facts["mm_per_s"],
+                }
+                for sample in samples
+            ]
+        }
+
+    def doubts(self, samples: Sequence[DecodedSample]) -> list[str]:
+        """What was assumed when the pages were read."""
+        return list(dict.fromkeys(note for sample in samples for note in sample.notes))
 
     def scores(self, outputs: Outputs, statistics: LabelStatistics) -> dict[str, Tensor]:
         """Probability of each positive class."""

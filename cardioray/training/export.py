@@ -43,6 +43,7 @@ from cardioray.evaluation.segment_report import OutlineFigures, outline_figures
 from cardioray.models.gate import InputGate
 from cardioray.models.runtime import (
     FEATURES,
+    NotExportableError,
     OpenVinoRuntime,
     Runtime,
     TorchRuntime,
@@ -213,6 +214,8 @@ def _training_pictures(
     if task.sampler.cuts:
         windows = [task.sampler.windows(sample, thorough=False)[0] for sample in split(arrays)]
         arrays = stacked(windows)
+    carried = {name: chosen[name].to_numpy(np.float32) for name in task.carried}
+    arrays = dict(zip(task.columns, task.inputs(arrays | carried), strict=True))
     shapes = chosen[["height_px", "width_px"]].to_numpy(np.int64)
     return arrays, shapes, chosen["patient_id"].to_numpy()
 
@@ -254,7 +257,12 @@ def _export(
     sample = tuple(values[: 2 * batch] for values in arrays.values())
     # A network that heads are fitted to is judged by its features.
     names = task.outputs or (FEATURES,)
-    export_openvino(model, task.outputs, tuple(values[:2] for values in sample), folder / OPENVINO)
+    about = {"reference": "PyTorch fp32, eager, CPU", "samples": len(sample[0])}
+    try:
+        export_openvino(model, task.outputs, tuple(v[:2] for v in sample), folder / OPENVINO)
+    except NotExportableError as error:
+        log.warning("OpenVINO cannot express the network (%s); CPUs run PyTorch.", error)
+        return {"openvino_kept": False, **about, "largest_absolute_difference_of_scores": {}}
 
     def scores(raw: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
         if not task.outputs:
@@ -291,8 +299,7 @@ def _export(
         shutil.rmtree(folder / OPENVINO)
     return {
         "openvino_kept": kept,
-        "reference": "PyTorch fp32, eager, CPU",
-        "samples": len(sample[0]),
+        **about,
         "largest_absolute_difference_of_scores": differences,
     }
 
