@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from cardioray.models.ecg import (
     signals_changed,
 )
 from cardioray.models.imputation import MISSING
+from cardioray.models.runtime import NotExportableError, export_openvino
 from cardioray.tasks.base import ScoredRows
 from cardioray.tasks.ecg import VARIANTS, EcgTask, coded_chart
 from cardioray.training.settings import RunConfig
@@ -205,3 +208,13 @@ def test_a_cut_off_is_part_of_the_question() -> None:
     assert (target.name, target.classes) == ("lvef", ("EF>=40", "EF<40"))  # type: ignore[union-attr]
     table = pd.DataFrame({"lvef": [39.9, 40.0, np.nan]})
     np.testing.assert_array_equal(target.encode(table), [1, 0, np.nan])
+
+
+def test_what_openvino_cannot_express_is_said_and_silences_nothing(tmp_path: Path) -> None:
+    # A network for pictures that halves the only row of signals.
+    task = task_of("model.sees=signals")
+    signals = np.zeros((2, 12, 250, 2), np.uint8)
+    level = logging.root.level
+    with pytest.raises(NotExportableError, match="avg_pool2d"):
+        export_openvino(task.build_model(), ("scar", "lvef"), (signals,), tmp_path)
+    assert logging.root.level == level

@@ -12,6 +12,7 @@ from cardioray.training.settings import RunConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 TASKS = {
+    "ecg_cpu": "ecg",
     "echonet_dynamic": "echo-ef",
     "echo_ef_cpu": "echo-ef",
     "echo_cmr_adamw": "echo-cmr",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from pathlib import Path
@@ -149,6 +150,7 @@ def export_openvino(
         warnings.filterwarnings("ignore", "`torch.jit.trace", FutureWarning)
         # The export is for samples of this shape alone.
         warnings.filterwarnings("ignore", "Converting a tensor to a Python (integer|boolean)")
+        level = logging.root.level
         try:
             converted = ov.convert_model(
                 exportable,
@@ -158,6 +160,9 @@ def export_openvino(
         except OpConversionFailure as error:
             failed = [line for line in str(error).splitlines() if line.startswith("--")]
             raise NotExportableError("; ".join(failed) or "unknown operation") from error
+        finally:
+            # A conversion that fails leaves all loggers of the process to tell of errors alone.
+            logging.root.setLevel(level)
     for output, name in zip(converted.outputs, (*names, FEATURES), strict=True):
         output.set_names({name})
     folder.mkdir(parents=True, exist_ok=True)
