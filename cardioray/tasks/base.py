@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
+import torch
+import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
@@ -536,6 +538,27 @@ class Task(ABC):
                 means[target.name] = float(known.mean())
                 deviations[target.name] = float(max(known.std(), 1e-6))
         return LabelStatistics(class_weights=weights, means=means, deviations=deviations)
+
+
+def binary_loss(
+    logits: Tensor, labels: Tensor, *, weights: tuple[float, float] | None, smoothing: float
+) -> Tensor:
+    """Mean cross-entropy of a yes/no head over the rows whose label is known.
+
+    Args:
+        logits: (B,).
+        labels: 0, 1 or NaN, (B,).
+        weights: of class 0 and class 1; None for equal ones.
+        smoothing: share of a label that is spread evenly over both classes.
+    """
+    known = torch.isfinite(labels)
+    labels = torch.where(known, labels, 0.0)
+    smoothed = labels * (1 - smoothing) + smoothing / 2
+    losses = F.binary_cross_entropy_with_logits(logits, smoothed, reduction="none")
+    if weights is not None:
+        negative, positive = weights
+        losses = losses * torch.where(labels > 0.5, positive, negative)
+    return (losses * known).sum() / known.sum().clamp(min=1)
 
 
 def freeze_part(

@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
@@ -42,6 +41,7 @@ from cardioray.tasks.base import (
     Outputs,
     Tables,
     Task,
+    binary_loss,
     freeze_part,
 )
 
@@ -341,27 +341,19 @@ class EcgTask(Task):
         """Weighted cross-entropy of each head, added up by the weights of the heads."""
         shares = {"scar": self.settings.loss.scar_weight, LVEF: 1 - self.settings.loss.scar_weight}
         whole = sum(shares[target.name] for target in self._targets)
+        settings = self.settings.loss
         losses = [
-            shares[target.name] / whole * self._binary_loss(target, outputs, batch, statistics)
+            shares[target.name]
+            / whole
+            * binary_loss(
+                outputs[target.name],
+                batch[target.name],
+                weights=statistics.class_weights[target.name] if settings.class_weights else None,
+                smoothing=settings.label_smoothing,
+            )
             for target in self._targets
         ]
         return torch.stack(losses).sum()
-
-    def _binary_loss(
-        self, target: BinaryTarget, outputs: Outputs, batch: Batch, statistics: LabelStatistics
-    ) -> Tensor:
-        settings = self.settings.loss
-        labels = batch[target.name]
-        known = torch.isfinite(labels)
-        labels = torch.where(known, labels, 0.0)
-        smoothed = labels * (1 - settings.label_smoothing) + settings.label_smoothing / 2
-        losses = F.binary_cross_entropy_with_logits(
-            outputs[target.name], smoothed, reduction="none"
-        )
-        if settings.class_weights:
-            negative, positive = statistics.class_weights[target.name]
-            losses = losses * torch.where(labels > 0.5, positive, negative)
-        return (losses * known).sum() / known.sum().clamp(min=1)
 
     def details(
         self, samples: Sequence[DecodedSample], windows: Mapping[str, Sequence[NDArray[np.float32]]]

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -33,6 +32,7 @@ from cardioray.tasks.base import (
     OperatingConfig,
     Outputs,
     Task,
+    binary_loss,
     freeze_part,
 )
 
@@ -175,7 +175,13 @@ class ImageTask(Task):
     def loss(self, outputs: Outputs, batch: Batch, statistics: LabelStatistics) -> Tensor:
         """Weighted, smoothed cross-entropy, plus squared error of the number in SD units."""
         target = self.settings.target
-        total = self._binary_loss(outputs[target.name], batch[target.name], statistics)
+        settings = self.settings.loss
+        total = binary_loss(
+            outputs[target.name],
+            batch[target.name],
+            weights=statistics.class_weights[target.name] if settings.class_weights else None,
+            smoothing=settings.label_smoothing,
+        )
         value = self.settings.value_target
         if value is not None:
             known = torch.isfinite(batch[value.name])
@@ -186,17 +192,6 @@ class ImageTask(Task):
             mean_error = (errors * known).sum() / known.sum().clamp(min=1)
             total = total + self.settings.loss.regression_weight * mean_error
         return total
-
-    def _binary_loss(self, logits: Tensor, labels: Tensor, statistics: LabelStatistics) -> Tensor:
-        settings = self.settings.loss
-        known = torch.isfinite(labels)
-        labels = torch.where(known, labels, 0.0)
-        smoothed = labels * (1 - settings.label_smoothing) + settings.label_smoothing / 2
-        losses = F.binary_cross_entropy_with_logits(logits, smoothed, reduction="none")
-        if settings.class_weights:
-            negative, positive = statistics.class_weights[self.settings.target.name]
-            losses = losses * torch.where(labels > 0.5, positive, negative)
-        return (losses * known).sum() / known.sum().clamp(min=1)
 
     def scores(self, outputs: Outputs, statistics: LabelStatistics) -> dict[str, Tensor]:
         """Probability of the positive class; the number in its own units and bounds."""
