@@ -20,7 +20,7 @@ CANONICAL_PX = 384
 _ROWS, _COLUMNS = 6, 2
 _SECONDS = 2.5
 # Of the canonical picture, whatever the page has.
-_MM_PER_S, _MM_PER_MV = 25.0, 10.0
+_MM_PER_S, _MM_PER_MV = 25.0, 7.0
 _FINER = 4  # tiles are drawn so many times finer and averaged
 _RIM = 2  # px around a stroke that are still grey
 
@@ -29,8 +29,8 @@ def canonical(page: EcgPage, size: int = CANONICAL_PX) -> UInt8Image:
     """The leads of a page, black on white, in their places.
 
     A tile's middle is the baseline of its lead. 2.5 s are as wide as the tile, and a millivolt is
-    as high as 0.4 s are wide, as at 10 mm/mV and 25 mm/s, whatever the page's gain and speed: a
-    tile shows 1.04 mV up and down. Ink that belongs to no lead (names, marks) or to a neighbour's
+    as high as at 7 mm/mV and 25 mm/s, whatever the page's gain and speed: a tile shows 1.5 mV up
+    and down, as those of the published system do. Ink that belongs to no lead (names, marks) or to a neighbour's
     curve is left out, and -aVR is turned back.
 
     Args:
