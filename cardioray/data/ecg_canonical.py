@@ -30,8 +30,8 @@ def canonical(page: EcgPage, size: int = CANONICAL_PX) -> UInt8Image:
 
     A tile's middle is the baseline of its lead. 2.5 s are as wide as the tile, and a millivolt is
     as high as at 7 mm/mV and 25 mm/s, whatever the page's gain and speed: a tile shows 1.5 mV up
-    and down, as those of the published system do. Ink that belongs to no lead (names, marks) or to a neighbour's
-    curve is left out, and -aVR is turned back.
+    and down, as those of the published system do. Ink that belongs to no lead (names, marks) or to
+    a neighbour's curve is left out, and -aVR is turned back.
 
     Args:
         page: a page in a known arrangement.
