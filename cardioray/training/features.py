@@ -130,7 +130,7 @@ def _run(
     task: Task, weights: Sequence[str], shards: ShardSet, rows: NDArray[np.int64], precision: str
 ) -> list[NDArray[np.float32]]:
     """Features of the rows by each of the networks, (N, D) each."""
-    size = cluster.pool_size()
+    size = cluster.pool_size(whole_nodes=True)
     batch_size = _BATCH_GPU if "num_gpus" in size.resources else _BATCH_CPU
     most = max(1, min(size.actors, -(-len(rows) // batch_size)))
     dataset = read_rows(shards, rows, task.columns).map_batches(
