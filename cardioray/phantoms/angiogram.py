@@ -14,7 +14,6 @@ from PIL import Image
 from scipy import ndimage
 
 from cardioray import storage
-from cardioray.config import to_dict
 from cardioray.phantoms import dataset
 from cardioray.phantoms.angiogram_config import PRESETS, AngiogramPhantomConfig
 from cardioray.phantoms.angiogram_patient import (
@@ -120,26 +119,25 @@ def write_angiograms(
     Raises:
         ValueError: when `out` holds anything else, or a number is out of range.
     """
-    dataset.require_numbers(num_patients, seed)
-    request = {
-        "phantom": "angiogram",
-        "generator": _GENERATOR,
-        "num_patients": num_patients,
-        "seed": seed,
-        "folder_per_class": folder_per_class,
-        "config": to_dict(config),
-    }
-    manifest = dataset.finished_manifest(out, request)
-    if manifest is not None:
-        return manifest
-    dataset.begin(out, request)
-    splits = _draw_splits(num_patients, seed, config) if folder_per_class else None
-    work = functools.partial(_write_patient, out=out, seed=seed, config=config, splits=splits)
-    rows = dataset.run_parallel(
-        work, num_patients, num_workers=num_workers, on_progress=on_progress
+
+    def write(place: str) -> pd.DataFrame:
+        splits = _draw_splits(num_patients, seed, config) if folder_per_class else None
+        work = functools.partial(_write_patient, out=place, seed=seed, config=config, splits=splits)
+        rows = dataset.run_parallel(
+            work, num_patients, num_workers=num_workers, on_progress=on_progress
+        )
+        return pd.DataFrame([row for patient_rows in rows for row in patient_rows])
+
+    return dataset.write_once(
+        out,
+        "angiogram",
+        write,
+        generator=_GENERATOR,
+        num_patients=num_patients,
+        seed=seed,
+        config=config,
+        folder_per_class=folder_per_class,
     )
-    table = pd.DataFrame([row for patient_rows in rows for row in patient_rows])
-    return dataset.finish(out, request, table)
 
 
 def _lumen_mm(patient: AngiogramPatient, frame: int, catheter_mm: Floats) -> Floats:

@@ -16,7 +16,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cardioray import storage
-from cardioray.config import to_dict
 from cardioray.data.spreading import spread
 from cardioray.phantoms import dataset
 from cardioray.phantoms.echo_config import EchoPhantomConfig
@@ -59,23 +58,23 @@ def write_camus(
     Raises:
         ValueError: when `out` holds anything else, or a number is out of range.
     """
-    dataset.require_numbers(num_patients, seed)
-    out = storage.absolute(out)
     config = dataclasses.replace(config, image_size_px=max(config.image_size_px, SIZE_PX))
-    request = {
-        "phantom": "camus",
-        "generator": _GENERATOR,
-        "num_patients": num_patients,
-        "seed": seed,
-        "config": to_dict(config),
-    }
-    manifest = dataset.finished_manifest(out, request)
-    if manifest is not None:
-        return manifest
-    dataset.begin(out, request)
-    work = functools.partial(_write_patient, out=out, seed=seed, config=config)
-    rows = [row for patient in spread(work, num_patients, on_progress) for row in patient]
-    return dataset.finish(out, request, pd.DataFrame(rows))
+
+    def write(place: str) -> pd.DataFrame:
+        work = functools.partial(_write_patient, out=place, seed=seed, config=config)
+        return pd.DataFrame(
+            [row for patient in spread(work, num_patients, on_progress) for row in patient]
+        )
+
+    return dataset.write_once(
+        out,
+        "camus",
+        write,
+        generator=_GENERATOR,
+        num_patients=num_patients,
+        seed=seed,
+        config=config,
+    )
 
 
 def _write_patient(

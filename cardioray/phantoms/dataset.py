@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from cardioray import storage
+from cardioray.config import to_dict
 from cardioray.data.layouts import PHANTOM_REQUEST, read_phantom_request
 from cardioray.machine import usable_cores
 
@@ -21,17 +22,59 @@ Request = dict[str, Any]
 _MANIFEST = "manifest.csv"
 
 
-def require_numbers(num_patients: int, seed: int) -> None:
-    """Refuse numbers that no data set can have.
+def write_once(
+    out: str,
+    phantom: str,
+    write: Callable[[str], pd.DataFrame],
+    *,
+    generator: int,
+    num_patients: int,
+    seed: int,
+    config: Any,
+    **further: Any,
+) -> pd.DataFrame:
+    """The manifest of a data set, which is written unless a finished one is there.
+
+    Args:
+        out: folder or s3:// prefix, empty or absent, or with the same data set.
+        phantom: what is drawn.
+        write: writes the files below the full path of `out` and gives the manifest.
+        generator: changes whenever the same request would give other files.
+        num_patients: number of patients.
+        seed: of the data set.
+        config: settings of the phantom.
+        **further: what else the content depends on, as JSON can hold it.
 
     Raises:
-        ValueError: when there is no patient, or the seed is negative.
+        ValueError: when there is no patient, the seed is negative, or `out` holds something else.
     """
     if num_patients < 1 or seed < 0:
         raise ValueError("num_patients must be at least 1 and seed at least 0.")
+    out = storage.absolute(out)
+    request = {
+        "phantom": phantom,
+        "generator": generator,
+        "num_patients": num_patients,
+        "seed": seed,
+        "config": to_dict(config),
+        **further,
+    }
+    manifest = _finished_manifest(out, request)
+    if manifest is not None:
+        return manifest
+    # Marked as being written, so that a killed run is recognised.
+    _write_request(out, request, complete=False)
+    write_csv(storage.join(out, _MANIFEST), write(out))
+    _write_request(out, request, complete=True)
+    return _read_manifest(out)
 
 
-def finished_manifest(out: str, request: Request) -> pd.DataFrame | None:
+def write_csv(path: str, table: pd.DataFrame) -> None:
+    """A table of a data set, alike on every machine."""
+    storage.write_bytes(path, table.to_csv(index=False, lineterminator="\n").encode())
+
+
+def _finished_manifest(out: str, request: Request) -> pd.DataFrame | None:
     """The manifest of a finished data set that answers the same request, or None.
 
     Args:
@@ -59,19 +102,6 @@ def finished_manifest(out: str, request: Request) -> pd.DataFrame | None:
     manifest = _read_manifest(out)
     expected = {storage.join(out, source) for source in manifest["source"]}
     return manifest if expected <= set(files) else None
-
-
-def begin(out: str, request: Request) -> None:
-    """Mark a data set as being written, so that a killed run is recognised."""
-    _write_request(out, request, complete=False)
-
-
-def finish(out: str, request: Request, manifest: pd.DataFrame) -> pd.DataFrame:
-    """Write the manifest, mark the data set as complete and return the manifest as read back."""
-    text = manifest.to_csv(index=False, lineterminator="\n")
-    storage.write_bytes(storage.join(out, _MANIFEST), text.encode())
-    _write_request(out, request, complete=True)
-    return _read_manifest(out)
 
 
 def run_parallel(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,6 @@ import cv2
 import pandas as pd
 
 from cardioray import storage
-from cardioray.config import to_dict
 from cardioray.data.ecg_leads import LAYOUTS
 from cardioray.data.ecg_paper import DrawnPage, PaperStyle, draw_page
 from cardioray.data.spreading import spread
@@ -75,25 +73,22 @@ def write_ecgs(
     Raises:
         ValueError: when `out` holds anything else, or a number is out of range.
     """
-    dataset.require_numbers(num_patients, seed)
-    out = storage.absolute(out)
-    request = {
-        "phantom": "ecg",
-        "generator": _GENERATOR,
-        "num_patients": num_patients,
-        "seed": seed,
-        "config": to_dict(config),
-    }
-    manifest = dataset.finished_manifest(out, request)
-    if manifest is not None:
-        return manifest
-    dataset.begin(out, request)
-    work = functools.partial(_write_patient, out=out, seed=seed, config=config)
-    table = pd.DataFrame(spread(work, num_patients, on_progress))
-    buffer = io.StringIO()
-    _hospital_table(table).to_csv(buffer, index=False, lineterminator="\n")
-    storage.write_bytes(storage.join(out, HOSPITAL_TABLE), buffer.getvalue().encode())
-    return dataset.finish(out, request, table)
+
+    def write(place: str) -> pd.DataFrame:
+        work = functools.partial(_write_patient, out=place, seed=seed, config=config)
+        table = pd.DataFrame(spread(work, num_patients, on_progress))
+        dataset.write_csv(storage.join(place, HOSPITAL_TABLE), _hospital_table(table))
+        return table
+
+    return dataset.write_once(
+        out,
+        "ecg",
+        write,
+        generator=_GENERATOR,
+        num_patients=num_patients,
+        seed=seed,
+        config=config,
+    )
 
 
 def draw_ecg(

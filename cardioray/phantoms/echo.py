@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import json
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from cardioray import storage
-from cardioray.config import to_dict
 from cardioray.data.spreading import spread
 from cardioray.data.video_writing import encode_video
 from cardioray.phantoms import dataset
@@ -68,33 +66,32 @@ def write_echoes(
     Raises:
         ValueError: when `out` holds anything else, or a number is out of range.
     """
-    dataset.require_numbers(num_patients, seed)
-    out = storage.absolute(out)
-    request = {
-        "phantom": "echo",
-        "generator": _GENERATOR,
-        "num_patients": num_patients,
-        "seed": seed,
-        "config": to_dict(config),
-    }
-    manifest = dataset.finished_manifest(out, request)
-    if manifest is not None:
-        return manifest
-    dataset.begin(out, request)
-    work = functools.partial(_write_patient, out=out, seed=seed, config=config)
-    results = spread(work, num_patients, on_progress)
-    splits = _draw_splits(num_patients, seed)
-    rows = [
-        {**row, "split": splits[index]}
-        for index, result in enumerate(results)
-        for row in result["rows"]
-    ]
-    table = pd.DataFrame(rows)
-    _write_csv(storage.join(out, FILE_LIST), _file_list(table))
-    tracings = pd.DataFrame([line for result in results for line in result["tracings"]])
-    _write_csv(storage.join(out, TRACINGS), tracings)
-    _write_csv(storage.join(out, CMR_MANIFEST), _cmr_manifest(table))
-    return dataset.finish(out, request, table)
+
+    def write(place: str) -> pd.DataFrame:
+        work = functools.partial(_write_patient, out=place, seed=seed, config=config)
+        results = spread(work, num_patients, on_progress)
+        splits = _draw_splits(num_patients, seed)
+        rows = [
+            {**row, "split": splits[index]}
+            for index, result in enumerate(results)
+            for row in result["rows"]
+        ]
+        table = pd.DataFrame(rows)
+        tracings = pd.DataFrame([line for result in results for line in result["tracings"]])
+        dataset.write_csv(storage.join(place, FILE_LIST), _file_list(table))
+        dataset.write_csv(storage.join(place, TRACINGS), tracings)
+        dataset.write_csv(storage.join(place, CMR_MANIFEST), _cmr_manifest(table))
+        return table
+
+    return dataset.write_once(
+        out,
+        "echo",
+        write,
+        generator=_GENERATOR,
+        num_patients=num_patients,
+        seed=seed,
+        config=config,
+    )
 
 
 def _write_patient(
@@ -221,9 +218,3 @@ def _cmr_manifest(table: pd.DataFrame) -> pd.DataFrame:
             "ECV": table["ecv_percent"],
         }
     )
-
-
-def _write_csv(path: str, table: pd.DataFrame) -> None:
-    buffer = io.StringIO()
-    table.to_csv(buffer, index=False, lineterminator="\n")
-    storage.write_bytes(path, buffer.getvalue().encode())
