@@ -26,12 +26,11 @@ from cardioray.data.ecg import PICTURE, SIGNALS, EcgDecoder, EcgPreprocess, layo
 from cardioray.data.ecg_layouts import CHART, chart_of_row, read_ecg_manifest
 from cardioray.data.manifest import Manifest
 from cardioray.data.splits import SplitConfig
-from cardioray.models.backbones import BACKBONES, backbone_info
 from cardioray.models.ecg import EcgModel, EcgModelConfig, signals_changed
 from cardioray.models.imputation import MISSING, fit_imputation
-from cardioray.models.weights import load_backbone, read_weights, starting_weights
 from cardioray.registry import Registry
 from cardioray.targets import BinaryTarget, EfCutOff, RegressionTarget
+from cardioray.tasks.backbone import BackboneTask
 from cardioray.tasks.base import (
     TASKS,
     Batch,
@@ -42,7 +41,6 @@ from cardioray.tasks.base import (
     Tables,
     Task,
     binary_loss,
-    freeze_part,
 )
 
 SCAR = BinaryTarget(
@@ -142,7 +140,7 @@ class EcgSettings:
 
 
 @TASKS.register("ecg")
-class EcgTask(Task):
+class EcgTask(BackboneTask):
     """Scar and low ejection fraction from a 12-lead ECG on paper."""
 
     name: ClassVar[str] = "ecg"
@@ -259,11 +257,10 @@ class EcgTask(Task):
         grey = np.clip(128 + steps / 32, 0, 255).astype(np.uint8)  # 4 mV either way
         return np.asarray(np.repeat(grey[..., None], 16, axis=1))
 
-    def backbones(self, pattern: str) -> list[str]:
-        """Wildcards go over the ten of the FFR study; any other name that timm has works, too."""
-        if any(sign in pattern for sign in "*?["):
-            return BACKBONES.matching(pattern.lower())
-        return [backbone_info(pattern).name]
+    @property
+    def input_channels(self) -> int:
+        """One of a page, twelve of signals."""
+        return self.settings.model.channels
 
     def build_model(self) -> EcgModel:
         """Backbone, chart and heads."""
@@ -301,25 +298,6 @@ class EcgTask(Task):
             )
         flags = np.array([name != "age" for name in CHART])
         return replace(found, imputation=fit_imputation(table, flags, seed=42))
-
-    def starting_weights(self, cache: str) -> str | None:
-        """Published or given backbone weights."""
-        return starting_weights(self.settings.model, self.settings.model.channels, cache)
-
-    def load_starting_weights(self, model: nn.Module, path: str) -> None:
-        """Load the backbone; what follows stays as it was drawn."""
-        assert isinstance(model, EcgModel)
-        load_backbone(model.backbone.net, read_weights(path), path)
-
-    def freeze(self, model: nn.Module, part: str) -> None:
-        """Fix nothing, the backbone, or its stem and first block."""
-        assert isinstance(model, EcgModel)
-        freeze_part(model, part, model.backbone, model.backbone.first_blocks(2))
-
-    def pretrained_part(self, model: nn.Module) -> nn.Module:
-        """The backbone."""
-        assert isinstance(model, EcgModel)
-        return model.backbone
 
     def augment(self, batch: Batch, seed: tuple[int, ...]) -> Batch:
         """Small moves and changes of light of pages; gain, shift and noise of signals."""

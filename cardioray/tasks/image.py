@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from cardioray.config import config
 from cardioray.data.augment import Augment, AugmentConfig
@@ -20,10 +20,10 @@ from cardioray.data.decoding import ImageDecoder
 from cardioray.data.image import FrameSelection, ImagePreprocess
 from cardioray.data.manifest import Manifest, read_manifest
 from cardioray.data.splits import SplitConfig
-from cardioray.models.backbones import BACKBONES, backbone_info, require_picture_size
+from cardioray.models.backbones import backbone_info, require_picture_size
 from cardioray.models.classifier import ImageClassifier, ImageModelConfig
-from cardioray.models.weights import load_backbone, read_weights, starting_weights
 from cardioray.targets import BinaryTarget, RegressionTarget
+from cardioray.tasks.backbone import BackboneTask
 from cardioray.tasks.base import (
     TASKS,
     Batch,
@@ -31,9 +31,7 @@ from cardioray.tasks.base import (
     Monitor,
     OperatingConfig,
     Outputs,
-    Task,
     binary_loss,
-    freeze_part,
 )
 
 
@@ -88,7 +86,7 @@ class ImageSettings:
 
 
 @TASKS.register("image")
-class ImageTask(Task):
+class ImageTask(BackboneTask):
     """A binary question about a picture, optionally with a number beside it."""
 
     name: ClassVar[str] = "image"
@@ -132,11 +130,10 @@ class ImageTask(Task):
         """Preprocessing and frame selection."""
         return ImageDecoder(preprocess=self.settings.preprocess, frames=self.settings.frames)
 
-    def backbones(self, pattern: str) -> list[str]:
-        """Wildcards go over the ten of the FFR study; any other name that timm has works, too."""
-        if any(sign in pattern for sign in "*?["):
-            return BACKBONES.matching(pattern.lower())
-        return [backbone_info(pattern).name]
+    @property
+    def input_channels(self) -> int:
+        """One of grey pictures, three of coloured ones."""
+        return self.settings.preprocess.channels
 
     def build_model(self) -> ImageClassifier:
         """Backbone, head and normalisation; takes (B, H, W, C) uint8 or [0, 1] floats."""
@@ -145,26 +142,6 @@ class ImageTask(Task):
             channels=self.settings.preprocess.channels,
             outputs=tuple(target.name for target in self.targets),
         )
-
-    def starting_weights(self, cache: str) -> str | None:
-        """Published or given backbone weights."""
-        model = self.settings.model
-        return starting_weights(model, self.settings.preprocess.channels, cache)
-
-    def load_starting_weights(self, model: nn.Module, path: str) -> None:
-        """Load the backbone; the head stays as it was drawn."""
-        assert isinstance(model, ImageClassifier)
-        load_backbone(model.backbone.net, read_weights(path), path)
-
-    def freeze(self, model: nn.Module, part: str) -> None:
-        """Fix nothing, the backbone, or its stem and first block."""
-        assert isinstance(model, ImageClassifier)
-        freeze_part(model, part, model.backbone, model.backbone.first_blocks(2))
-
-    def pretrained_part(self, model: nn.Module) -> nn.Module:
-        """The backbone."""
-        assert isinstance(model, ImageClassifier)
-        return model.backbone
 
     def augment(self, batch: Batch, seed: tuple[int, ...]) -> Batch:
         """Rotation, shift, zoom, contrast and brightness, for each picture by itself."""
