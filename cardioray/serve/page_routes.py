@@ -6,10 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from fastapi_offline import FastAPIOffline
-from starlette.exceptions import HTTPException
 
 from cardioray import __version__
 from cardioray.clinical.ecg_scores import HIGH_FROM, MEDIUM_FROM
@@ -20,12 +17,10 @@ from cardioray.serve.assessment import (
     assess,
     questions,
 )
+from cardioray.serve.guarded import guarded_app
 from cardioray.serve.middleware import (
     HEADERS,
-    Gatekeeper,
-    http_problem,
     record_of,
-    validation_problem,
 )
 from cardioray.serve.page_files import INDEX, PAGE_HEADERS
 from cardioray.serve.problems import not_found, unreadable
@@ -35,7 +30,8 @@ from cardioray.serve.upload import FIELDS, read_upload
 if TYPE_CHECKING:
     from cardioray.serve.page_app import Page
 
-DOCS, OPENAPI, ASSETS = "/api/docs", "/api/openapi.json", "/api/docs-assets"
+API = "/api"
+DOCS, OPENAPI, ASSETS = f"{API}/docs", f"{API}/openapi.json", f"{API}/docs-assets"
 # The page itself holds no secret, and what it asks for first is whether there are keys.
 OPEN_PATHS = ("/", "/page", "/api/page", DOCS, OPENAPI, ASSETS, "/live", "/ready")
 _GATE_FILES = 16
@@ -45,29 +41,18 @@ Words = Annotated[Language, Query(description="Language of the words in the answ
 
 def make_page_routes(page: Page) -> FastAPI:
     """The FastAPI application of a replica of the page."""
-    app = FastAPIOffline(
+    app = guarded_app(
         title="CardioRay",
         description="The page in front of every task, and the ECG questionnaire. Tasks have "
         "documents of their own, at /v1/TASK/docs.",
-        version=__version__,
-        docs_url=DOCS,
-        openapi_url=OPENAPI,
-        redoc_url=None,
-        static_url=ASSETS,
-        redirect_slashes=False,
-        root_path_in_servers=False,
-        swagger_ui_parameters={"validatorUrl": None},
-    )
-    app.add_middleware(
-        Gatekeeper,
+        below=API,
+        assets=ASSETS,
         keys=page.keys,
         open_paths=OPEN_PATHS,
         metrics=page.metrics,
         access_log=page.settings.access_log,
         headers=_headers,
     )
-    app.add_exception_handler(HTTPException, http_problem)
-    app.add_exception_handler(RequestValidationError, validation_problem)
     _add_files(app, page)
     _add_tasks(app, page)
     _add_assessment(app)

@@ -8,12 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from fastapi import FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from fastapi_offline import FastAPIOffline
-from starlette.exceptions import HTTPException
 
-from cardioray import __version__
 from cardioray.bundle import CARD
 from cardioray.data.decoding import DecodedSample
 from cardioray.data.frames import FrameSelection
@@ -21,12 +17,10 @@ from cardioray.dicom_results.objects import DicomKind, DicomResultsUnavailable, 
 from cardioray.keyframes import KeyframePredictor
 from cardioray.outlines import MaskFormat, parse_spacing, with_spacing
 from cardioray.segments import OUTLINES, VIDEO, SegmentPredictor
+from cardioray.serve.guarded import guarded_app
 from cardioray.serve.hosting import Model, check_ready, describe
 from cardioray.serve.middleware import (
-    Gatekeeper,
-    http_problem,
     record_of,
-    validation_problem,
 )
 from cardioray.serve.problems import (
     PROBLEM_JSON,
@@ -103,26 +97,16 @@ KeyFrames = Annotated[
 def make_routes(replica: Answerer) -> FastAPI:
     """The FastAPI application of a replica."""
     predictor = replica.catalogue.default.predictor
-    app = FastAPIOffline(
+    app = guarded_app(
         title=f"CardioRay: {predictor.task.name}",
         description=f"{predictor.task.title}. {predictor.task.intended_use}",
-        version=__version__,
-        redoc_url=None,
-        static_url=ASSETS,
-        redirect_slashes=False,
-        root_path_in_servers=False,
-        # Without this, Swagger UI sends the document to its maker's validator.
-        swagger_ui_parameters={"validatorUrl": None},
-    )
-    app.add_middleware(
-        Gatekeeper,
+        below="",
+        assets=ASSETS,
         keys=replica.keys,
         open_paths=OPEN_PATHS,
         metrics=replica.metrics,
         access_log=replica.settings.access_log,
     )
-    app.add_exception_handler(HTTPException, http_problem)
-    app.add_exception_handler(RequestValidationError, validation_problem)
     _add_answers(app, replica)
     _add_models(app, replica)
     _add_probes(app, replica)
