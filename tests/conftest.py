@@ -14,6 +14,8 @@ from hypothesis import settings
 
 # Before anything imports ray: a cluster of the tests needs no token, and none is to be left behind.
 os.environ["RAY_AUTH_MODE"] = "disabled"
+# Names this run of the tests for all of its processes, which inherit it.
+os.environ.setdefault("CARDIORAY_TEST_RUN", str(os.getpid()))
 
 # Before anything imports torch: processes that share the tests share the cores. Threads that wait
 # for one another on cores that others hold make a second of work a minute.
@@ -108,6 +110,14 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
         end_kept_cluster()
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Take away what the processes of a run have made for one another."""
+    if not hasattr(session.config, "workerinput"):
+        from shared import remove_shared
+
+        remove_shared()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Function, call: pytest.CallInfo[None]
@@ -176,3 +186,46 @@ def ray_local(s3_endpoint: str) -> Iterator[None]:
         _reach_s3(patch, s3_endpoint)
         keep_cluster(num_cpus=4, num_gpus=2)
         yield
+
+
+# Bundles of key frames, which the tests of their answers, commands and servers share.
+
+
+@pytest.fixture(scope="module")
+def keyframe_shards(ray_local: None) -> Any:
+    """The folder that `camus` lies in, and the shards made of it."""
+    from tiny_keyframes import prepared
+
+    return prepared()
+
+
+@pytest.fixture(scope="module")
+def keyframe_heads(ray_local: None) -> Any:
+    """A bundle of heads on features."""
+    from tiny_keyframes import heads
+
+    return heads()
+
+
+@pytest.fixture(scope="module")
+def keyframe_predictor(keyframe_heads: Any) -> Any:
+    """Answers of the heads."""
+    from tiny_keyframes import predictor_of
+
+    return predictor_of(keyframe_heads)
+
+
+@pytest.fixture(scope="module")
+def keyframe_network(ray_local: None) -> Any:
+    """A bundle of a network that says the number itself."""
+    from tiny_keyframes import network
+
+    return network()
+
+
+@pytest.fixture(scope="module")
+def network_predictor(keyframe_network: Any) -> Any:
+    """Answers of the network."""
+    from tiny_keyframes import predictor_of
+
+    return predictor_of(keyframe_network, num_threads=1)

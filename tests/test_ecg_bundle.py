@@ -13,6 +13,7 @@ import tiny_ecgs as ecgs
 from PIL import Image
 from rich.console import Console
 from test_ecg_records import TRUTH, waveform
+from tiny_training import training_here
 
 import cardioray
 from cardioray.bundle import Bundle
@@ -188,7 +189,8 @@ def test_variants_are_compared_question_by_question(ray_local: None, tmp_path: P
     settings = CompareConfig(
         backbones=("resnet10t",), variants=variants, folds=2, asha=AshaConfig(enabled=False)
     )
-    result = compare_variants(run, shards, settings, str(tmp_path / "out"))
+    with training_here():  # the final models; trials are those of Tune
+        result = compare_variants(run, shards, settings, str(tmp_path / "out"))
     names = {
         head: {row.entry.name for row in board.rows} for head, board in result.leaderboards.items()
     }

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import tiny_keyframes as keyframes
 import tiny_segments as tiny
 from PIL import Image
 from tiny_keyframes import QUIET, built, cine, dicoms, frames
@@ -30,21 +29,6 @@ ED_FILE = frames()[0]
 NINE = tiny.nifti(cine(9))
 
 
-@pytest.fixture(scope="module")
-def prepared(ray_local: None) -> Prepared:
-    return keyframes.prepared()
-
-
-@pytest.fixture(scope="module")
-def trained(ray_local: None) -> Bundle:
-    return keyframes.heads()
-
-
-@pytest.fixture(scope="module")
-def predictor(trained: Bundle) -> KeyframePredictor:
-    return keyframes.predictor_of(trained)
-
-
 def run_command(*words: str) -> None:
     result = CliRunner().invoke(app, list(words))
     if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -55,11 +39,19 @@ def run_command(*words: str) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 class TestCommands:
-    def test_explain_shows_the_frame_that_it_is_told(self, trained: Bundle, tmp_path: Path) -> None:
+    def test_explain_shows_the_frame_that_it_is_told(
+        self, keyframe_heads: Bundle, tmp_path: Path
+    ) -> None:
         (tmp_path / "ed.nii.gz").write_bytes(ED_FILE)
         (tmp_path / "cine.nii.gz").write_bytes(NINE)
         out = tmp_path / "heat.png"
-        words = ["explain", str(trained.path), str(tmp_path / "ed.nii.gz"), "--out", str(out)]
+        words = [
+            "explain",
+            str(keyframe_heads.path),
+            str(tmp_path / "ed.nii.gz"),
+            "--out",
+            str(out),
+        ]
         run_command(*words, "--view", "A4C-ED")
         assert Image.open(out).size == (960, 350)
         with pytest.raises(UnreadableImage, match="Say which frame each file shows"):
@@ -74,13 +66,13 @@ class TestCommands:
         assert out.is_file()
 
     def test_evaluate_gives_the_figures_of_the_bundle_again(
-        self, trained: Bundle, prepared: Prepared, tmp_path: Path
+        self, keyframe_heads: Bundle, keyframe_shards: Prepared, tmp_path: Path
     ) -> None:
-        folder, _ = prepared
+        folder, _ = keyframe_shards
         found = evaluate_bundle(
-            str(trained.path), str(folder / "camus"), out=str(tmp_path), console=QUIET
+            str(keyframe_heads.path), str(folder / "camus"), out=str(tmp_path), console=QUIET
         )
-        held = trained.json("metrics.json")["targets"]
+        held = keyframe_heads.json("metrics.json")["targets"]
         written = json.loads((tmp_path / "metrics.json").read_text())
         assert written["largest_score_difference_from_the_bundle"]["ef"] < 1e-2
         for name, figure in (("ef", "mae"), ("ef_le_45", "auc")):
@@ -90,12 +82,12 @@ class TestCommands:
         assert found["ef"].studies == held["ef"]["studies"]
 
     def test_evaluate_scores_studies_of_other_patients_by_their_heads(
-        self, trained: Bundle, predictor: KeyframePredictor, tmp_path: Path
+        self, keyframe_heads: Bundle, keyframe_predictor: KeyframePredictor, tmp_path: Path
     ) -> None:
         other = tiny.write_camus(tmp_path / "other", 8, seed=9)
         (other / "patient0003" / "patient0003_4CH_ES.nii.gz").write_bytes(b"damaged")
         found = evaluate_bundle(
-            str(trained.path), str(other), out=str(tmp_path / "out"), console=QUIET
+            str(keyframe_heads.path), str(other), out=str(tmp_path / "out"), console=QUIET
         )["ef"]
         assert (found.patients, found.studies) == (8, 8)
         assert any("1 of 16 files cannot be read" in note for note in found.notes)
@@ -103,13 +95,13 @@ class TestCommands:
         scores = table[table["head"] == "ef"].set_index("patient_id")["score"]
         for patient, phases in (("patient0001", ("ED", "ES")), ("patient0003", ("ED",))):
             files = [other / patient / f"{patient}_4CH_{phase}.nii.gz" for phase in phases]
-            answer = predictor.predict(files, views=phases)
+            answer = keyframe_predictor.predict(files, views=phases)
             assert answer["ef"]["value"] == pytest.approx(scores[patient], abs=0.05)
 
     def test_patients_that_took_part_are_not_scored(
-        self, trained: Bundle, prepared: Prepared, tmp_path: Path
+        self, keyframe_heads: Bundle, keyframe_shards: Prepared, tmp_path: Path
     ) -> None:
-        folder, shards = prepared
+        folder, shards = keyframe_shards
         learned = shards.samples["patient_id"][divide(built(), shards).split == "train"].unique()
         other = tiny.write_camus(tmp_path / "other", 6, seed=9)
         for number, patient in enumerate(learned[:3]):
@@ -118,12 +110,12 @@ class TestCommands:
             (other / name).mkdir()
             for file in (folder / "camus" / patient).iterdir():
                 (other / name / file.name.replace(patient, name)).write_bytes(file.read_bytes())
-        found = evaluate_bundle(str(trained.path), str(other), console=QUIET)["ef"]
+        found = evaluate_bundle(str(keyframe_heads.path), str(other), console=QUIET)["ef"]
         assert found.patients == 6
         assert any("3 of 9 patients have frames that took part" in note for note in found.notes)
 
     def test_predict_answers_for_the_studies_of_a_table(
-        self, trained: Bundle, predictor: KeyframePredictor, tmp_path: Path
+        self, keyframe_heads: Bundle, keyframe_predictor: KeyframePredictor, tmp_path: Path
     ) -> None:
         other = tiny.write_camus(tmp_path / "other", 2, seed=9)
         rows = [
@@ -138,11 +130,11 @@ class TestCommands:
         table.to_csv(other / "studies.csv", index=False)
         out = tmp_path / "answers.csv"
         answers = predict_files(
-            str(trained.path), [str(other / "studies.csv")], str(out), precision="fp32"
+            str(keyframe_heads.path), [str(other / "studies.csv")], str(out), precision="fp32"
         )
         assert answers["study_id"].tolist() == ["patient0001", "patient0002"]
         for row in answers.to_dict("records"):
-            expected = predictor.predict(json.loads(row["sources"]), views=["ED", "ES"])
+            expected = keyframe_predictor.predict(json.loads(row["sources"]), views=["ED", "ES"])
             assert row["ef_value"] == pytest.approx(expected["ef"]["value"], abs=0.05)
             assert row["review_flagged"] == expected["review"]["flagged"]
         assert "several patients" in Path(f"{out}.quarantine.csv").read_text()

@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import tiny_keyframes as keyframes
 import tiny_segments as tiny
 from numpy.typing import NDArray
 from PIL import Image
@@ -25,35 +24,15 @@ from cardioray.serve.deploy import application_settings, serve_bundles
 from cardioray.serve.settings import ServerSettings
 
 
-@pytest.fixture(scope="module")
-def trained(ray_local: None) -> Bundle:
-    return keyframes.heads()
-
-
-@pytest.fixture(scope="module")
-def predictor(trained: Bundle) -> KeyframePredictor:
-    return keyframes.predictor_of(trained)
-
-
-@pytest.fixture(scope="module")
-def end_to_end(ray_local: None) -> Bundle:
-    return keyframes.network()
-
-
-@pytest.fixture(scope="module")
-def network(end_to_end: Bundle) -> KeyframePredictor:
-    return keyframes.predictor_of(end_to_end, num_threads=1)
-
-
 def opened(content: bytes) -> NDArray[np.uint8]:
     """A PNG as an array."""
     return np.asarray(Image.open(io.BytesIO(content)))
 
 
 @pytest.fixture(scope="module")
-def url(trained: Bundle, end_to_end: Bundle) -> Iterator[str]:
+def url(keyframe_heads: Bundle, keyframe_network: Bundle) -> Iterator[str]:
     settings = ["precision=fp32", "scaling.max_replicas=1", "limits.max_frames=20"]
-    bundles = [str(trained.path), str(end_to_end.path)]
+    bundles = [str(keyframe_heads.path), str(keyframe_network.path)]
     applications = application_settings(bundles, [*settings, "limits.max_overlays=2"])
     serving = serve_bundles(applications, ServerSettings(port=free_port()))
     try:
@@ -93,11 +72,13 @@ REFUSED: dict[str, tuple[Any, dict[str, str], int, str]] = {
 @pytest.mark.ray
 @pytest.mark.slow
 class TestServed:
-    def test_fields_say_which_frame_it_is(self, url: str, predictor: KeyframePredictor) -> None:
+    def test_fields_say_which_frame_it_is(
+        self, url: str, keyframe_predictor: KeyframePredictor
+    ) -> None:
         ed, es = frames()
         response = post(url, {"ed": ed, "a4c_es": es})
         assert response.status_code == 200, response.text
-        answer, expected = response.json(), predictor.predict([ed, es], views=["ED", "ES"])
+        answer, expected = response.json(), keyframe_predictor.predict([ed, es], views=["ED", "ES"])
         assert answer["ef"]["value"] == pytest.approx(expected["ef"]["value"], abs=0.05)
         assert answer["ef"]["sd"] == pytest.approx(expected["ef"]["sd"], abs=0.05)
         assert answer["review"]["flagged"] == expected["review"]["flagged"]
@@ -105,17 +86,17 @@ class TestServed:
         assert again.json()["ef"]["value"] == pytest.approx(answer["ef"]["value"], abs=1e-3)
 
     def test_another_model_of_the_task_is_asked_alike(
-        self, url: str, network: KeyframePredictor
+        self, url: str, network_predictor: KeyframePredictor
     ) -> None:
         ed, es = frames()
         response = post(url, {"ed": ed, "es": es}, model="network", overlay="gradcam")
         assert response.status_code == 200, response.text
-        expected = network.predict([ed, es], views=["ED", "ES"])
+        expected = network_predictor.predict([ed, es], views=["ED", "ES"])
         assert response.json()["ef"]["value"] == pytest.approx(expected["ef"]["value"], abs=0.05)
         assert len(response.json()["overlays"]) == 2
 
     def test_heat_is_drawn_on_the_frames_that_were_chosen(
-        self, url: str, predictor: KeyframePredictor
+        self, url: str, keyframe_predictor: KeyframePredictor
     ) -> None:
         pictures = cine(30)
         # Beyond the frames that a request may hold, and beyond those that are drawn on.
@@ -123,7 +104,7 @@ class TestServed:
         response = post(url, sent, key_frames="24,28", overlay="gradcam++")
         assert response.status_code == 200, response.text
         answer = response.json()
-        expected = predictor.predict(sent["a4c"], views=["A4C"], key_frames=(24, 28))
+        expected = keyframe_predictor.predict(sent["a4c"], views=["A4C"], key_frames=(24, 28))
         assert answer["ef"]["value"] == pytest.approx(expected["ef"]["value"], abs=0.05)
         assert answer["frames"] == expected["frames"] == 2  # there is no head on a middle frame
         assert [overlay["frame"] for overlay in answer["overlays"]] == [0, 1]

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import tiny_keyframes as keyframes
 import torch
 from safetensors.torch import load_file
 from tiny_keyframes import built
@@ -39,21 +38,6 @@ Prepared = tuple[Path, ShardSet]
 FOLDS = CompareConfig(backbones=("unet-tu-resnet10t",), folds=2, seed=3)
 
 
-@pytest.fixture(scope="module")
-def prepared(ray_local: None) -> Prepared:
-    return keyframes.prepared()
-
-
-@pytest.fixture(scope="module")
-def trained(ray_local: None) -> Bundle:
-    return keyframes.heads()
-
-
-@pytest.fixture(scope="module")
-def predictor(trained: Bundle) -> KeyframePredictor:
-    return keyframes.predictor_of(trained)
-
-
 def first_layer(state: dict[str, torch.Tensor]) -> torch.Tensor:
     """The weights of an encoder's first convolution, in a network of either task."""
     return state[min(k for k, v in state.items() if "encoder." in k and v.ndim == 4)]
@@ -63,9 +47,9 @@ def first_layer(state: dict[str, torch.Tensor]) -> torch.Tensor:
 @pytest.mark.slow
 class TestFeatures:
     def test_they_are_those_of_a_plain_loop_by_each_network_and_are_computed_once(
-        self, prepared: Prepared, tmp_path: Path
+        self, keyframe_shards: Prepared, tmp_path: Path
     ) -> None:
-        _, shards = prepared
+        _, shards = keyframe_shards
         task = built().task
         assert isinstance(task, KeyframeEfTask)
         torch.manual_seed(0)
@@ -93,8 +77,10 @@ class TestFeatures:
         for read, computed in zip(again, (different, found, found), strict=True):
             np.testing.assert_array_equal(read.values, computed.values)
 
-    def test_random_weights_are_to_be_asked_for(self, prepared: Prepared, tmp_path: Path) -> None:
-        _, shards = prepared
+    def test_random_weights_are_to_be_asked_for(
+        self, keyframe_shards: Prepared, tmp_path: Path
+    ) -> None:
+        _, shards = keyframe_shards
         run = built("model.pretrained=hub", "model.backbone=resnet18")
         with pytest.raises(ValueError, match=r"model\.pretrained=none") as caught:
             train_keyframes(run, shards, str(tmp_path))
@@ -103,8 +89,10 @@ class TestFeatures:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_class_that_hardly_anyone_is_of_is_named(prepared: Prepared, tmp_path: Path) -> None:
-    _, shards = prepared
+def test_a_class_that_hardly_anyone_is_of_is_named(
+    keyframe_shards: Prepared, tmp_path: Path
+) -> None:
+    _, shards = keyframe_shards
     run = built("model.pretrained=outlines", "cut_off.value=5")
     with pytest.raises(ValueError, match="0 of 'EF<=5'"):
         train_keyframes(run, shards, str(tmp_path))
@@ -118,9 +106,9 @@ class TestOutlines:
     """A backbone that learns outlines of the very patients whom heads are fitted to."""
 
     def test_what_heads_are_weighed_by_is_new_to_the_backbone_too(
-        self, prepared: Prepared, tmp_path: Path
+        self, keyframe_shards: Prepared, tmp_path: Path
     ) -> None:
-        _, shards = prepared
+        _, shards = keyframe_shards
         run = built("model.pretrained=outlines", "heads.search=0", "heads.members=[gp]")
         with training_here():
             bundle = train_keyframes(run, shards, str(tmp_path), name="heads")
@@ -149,9 +137,11 @@ class TestOutlines:
         assert torch.equal(first_layer(again), kept)
         assert len(list((tmp_path / "heads" / "encoders").glob("lv-seg-*"))) == len(outcomes)
 
-    def test_inner_folds_of_a_comparison_are_its_other_folds(self, prepared: Prepared) -> None:
+    def test_inner_folds_of_a_comparison_are_its_other_folds(
+        self, keyframe_shards: Prepared
+    ) -> None:
         # So that the backbone without folds 1 and 2 is that of both.
-        _, shards = prepared
+        _, shards = keyframe_shards
         run = built("split.test=0", "split.train=0.75")
         assert isinstance(run.task, KeyframeEfTask)
         studies = find_studies(run.task, shards)
@@ -171,9 +161,9 @@ class TestOutlines:
                 assert not set(mine[fitted]) & set(mine[rows])
 
     def test_end_to_end_starts_from_outlines_of_its_own_patients(
-        self, prepared: Prepared, tmp_path: Path
+        self, keyframe_shards: Prepared, tmp_path: Path
     ) -> None:
-        _, shards = prepared
+        _, shards = keyframe_shards
         run = built(
             "model.pretrained=outlines", "method=end_to_end", "train.epochs=1", "train.batch_size=8"
         )
@@ -188,13 +178,13 @@ class TestOutlines:
         assert (after - before).abs().mean() < 0.5 * (drawn - before).abs().mean()
 
     def test_weights_that_have_seen_the_patients_are_refused(
-        self, trained: Bundle, prepared: Prepared, tmp_path: Path
+        self, keyframe_heads: Bundle, keyframe_shards: Prepared, tmp_path: Path
     ) -> None:
-        _, shards = prepared
-        run = built(f"model.weights={trained.path / 'model.safetensors'}", "split.seed=5")
+        _, shards = keyframe_shards
+        run = built(f"model.weights={keyframe_heads.path / 'model.safetensors'}", "split.seed=5")
         with pytest.raises(ValueError, match="of the test patients: their scores would be too"):
             train_keyframes(run, shards, str(tmp_path))
-        same = built(f"model.weights={trained.path / 'model.safetensors'}")
+        same = built(f"model.weights={keyframe_heads.path / 'model.safetensors'}")
         with pytest.raises(ValueError, match="patients heads learn from"):
             train_keyframes(same, shards, str(tmp_path))
 
@@ -202,9 +192,9 @@ class TestOutlines:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_every_patient_is_scored_once_by_what_has_not_seen_them(
-    prepared: Prepared, tmp_path: Path
+    keyframe_shards: Prepared, tmp_path: Path
 ) -> None:
-    _, shards = prepared
+    _, shards = keyframe_shards
     run = built("split.test=0", "split.train=0.75", "heads.search=0", "heads.members=[gp]")
     # Another model, which is off by a point.
     rival = shards.samples.drop_duplicates("study_id")[["study_id", "patient_id", "ef"]]
@@ -240,18 +230,20 @@ def test_every_patient_is_scored_once_by_what_has_not_seen_them(
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_backbone_without_heat_is_named_in_the_log(
-    prepared: Prepared, predictor: KeyframePredictor, caplog: pytest.LogCaptureFixture
+    keyframe_shards: Prepared,
+    keyframe_predictor: KeyframePredictor,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    _, shards = prepared
+    _, shards = keyframe_shards
     run = built("model.backbone=mobilenetv3_small_050")
     assert isinstance(run.task, KeyframeEfTask)
-    assert isinstance(predictor, HeadsPredictor)
+    assert isinstance(keyframe_predictor, HeadsPredictor)
     studies = find_studies(run.task, shards)
     everyone = np.ones(len(studies.table), bool)
     none, some = np.full((len(everyone), 1), np.nan), np.full(len(everyone), np.nan)
     answers = Answers(("ED/gp",), none, none, none, some, some, some)
     fitted = Fitted(
-        fit=Fit(predictor.heads, answers),
+        fit=Fit(keyframe_predictor.heads, answers),
         weights=run.task.build_model().state_dict(),
         development=~everyone,
         test=everyone,

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import tiny_segments as tiny
 from numpy.typing import NDArray
+from shared import made_once
 from tiny_training import training_here
 
-from cardioray.bundle import Bundle
+from cardioray.bundle import Bundle, open_bundle
 from cardioray.data.pipeline import prepare
 from cardioray.training.settings import RunConfig
 from cardioray.training.single import train_bundle
@@ -35,14 +33,18 @@ SETTINGS = (
 
 @functools.cache
 def outlining() -> tuple[Path, Bundle]:
-    """The bundle, made once a session, and the folder of its camus and shards; needs Ray."""
-    folder = Path(tempfile.mkdtemp(prefix="cardioray-outlines-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    """The bundle, made once a run of the tests, and the folder of its camus and shards."""
+    folder, bundle = made_once("outlines", _make)
+    return folder, open_bundle(str(bundle))
+
+
+def _make(folder: Path) -> Path:
+    """Needs Ray."""
     run = RunConfig.build("lv-seg", None, SETTINGS)
     manifest = run.task.read_manifest(str(tiny.write_camus(folder / "camus", 24)), None)
     shards = prepare(run.task, manifest, str(folder / "shards"))
     with training_here(draws=True):
-        return folder, train_bundle(run, shards, str(folder / "runs"))
+        return train_bundle(run, shards, str(folder / "runs")).path
 
 
 def outlining_bundle() -> Path:
